@@ -1,0 +1,163 @@
+# Licensed under the Apache License, Version 2.0; see the file LICENSE.
+"""Fixtures that all tests share, and the checks that are always on."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from urllib import parse
+
+import pytest
+
+from tests import servers
+from tests.proxy import Proxy
+
+# How long a thread that was told to end may take for it, in seconds.
+_THREADS_END_WITHIN = 5.0
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--full",
+        action="store_true",
+        help="run the long forms of tests as well (marked full)",
+    )
+
+
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    for item in items:
+        for marker in item.iter_markers("leaves_threads"):
+            if not marker.args:
+                raise pytest.UsageError(
+                    f"{item.nodeid}: leaves_threads needs its reason"
+                )
+    if config.getoption("--full"):
+        return
+    long = [item for item in items if item.get_closest_marker("full")]
+    if long:
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No thread that a test starts outlives it by much."""
+    before = set(threading.enumerate())
+    yield
+    if request.node.get_closest_marker("leaves_threads"):
+        return
+    deadline = time.monotonic() + _THREADS_END_WITHIN
+    while left := set(threading.enumerate()) - before:
+        if time.monotonic() > deadline:
+            pytest.fail(_describe(left), pytrace=False)
+        for thread in left:
+            thread.join(0.05)
+
+
+def _describe(threads: set[threading.Thread]) -> str:
+    frames = sys._current_frames()
+    lines = ["the test has left threads behind:"]
+    for thread in threads:
+        lines.append(f"\n{thread!r}")
+        frame = frames.get(thread.ident or 0)
+        if frame is not None:
+            lines.extend(traceback.format_stack(frame)[-3:])
+    return "\n".join(lines)
+
+
+@pytest.fixture(scope="session")
+def broker() -> Iterator[servers.Broker]:
+    """The RabbitMQ that all tests share.  Never stop it."""
+    broker = servers.shared_broker()
+    yield broker
+    broker.sweep(all_of_them=True)
+
+
+@pytest.fixture
+def make_vhost(
+    broker: servers.Broker,
+) -> Iterator[Callable[[], servers.Vhost]]:
+    """A function that gives a new vhost of the shared broker each time."""
+    with contextlib.ExitStack() as stack:
+        yield lambda: stack.enter_context(broker.vhost())
+
+
+@pytest.fixture
+def vhost(make_vhost: Callable[[], servers.Vhost]) -> servers.Vhost:
+    """A vhost of the shared broker."""
+    return make_vhost()
+
+
+@pytest.fixture(scope="session")
+def _session_broker() -> Iterator[servers.PrivateBroker]:
+    with servers.private_broker() as private:
+        yield private
+
+
+@pytest.fixture
+def private_broker(
+    _session_broker: servers.PrivateBroker,
+) -> Iterator[servers.PrivateBroker]:
+    """A RabbitMQ that the test may kill, pause and starve.
+
+    It is the same one for all tests of a run, healed after each; what a
+    test needs on it, a vhost of its own above all, it makes itself.
+    """
+    _session_broker.start()
+    yield _session_broker
+    _session_broker.heal()
+
+
+@pytest.fixture
+def mariadb() -> Iterator[servers.Database]:
+    """An empty database on MariaDB."""
+    with servers.mariadb_database() as database:
+        yield database
+
+
+@pytest.fixture
+def postgresql() -> Iterator[servers.Database]:
+    """An empty database on PostgreSQL."""
+    with servers.postgresql_database() as database:
+        yield database
+
+
+@pytest.fixture
+def sqlite() -> Iterator[servers.Database]:
+    """A new SQLite file."""
+    with servers.sqlite_database() as database:
+        yield database
+
+
+@pytest.fixture(
+    params=[
+        "sqlite",
+        pytest.param("mariadb", marks=pytest.mark.servers),
+        pytest.param("postgresql", marks=pytest.mark.servers),
+    ]
+)
+def database(request: pytest.FixtureRequest) -> Iterator[servers.Database]:
+    """An empty database, of each kind in turn."""
+    with servers.DATABASES[request.param]() as database:
+        yield database
+
+
+@pytest.fixture
+def make_proxy() -> Iterator[Callable[[str], Proxy]]:
+    """A function that puts a proxy before the server that a URL names."""
+    with contextlib.ExitStack() as stack:
+
+        def make(url: str) -> Proxy:
+            parts = parse.urlsplit(url)
+            assert parts.hostname is not None
+            assert parts.port is not None
+            proxy = Proxy(parts.hostname, parts.port)
+            return stack.enter_context(proxy)
+
+        yield make
