@@ -1,0 +1,148 @@
+# Licensed under the Apache License, Version 2.0; see the file LICENSE.
+"""What a cell is: the row of the API database, and what becomes of it.
+
+A :class:`CellMapping` is the row as it stands there.  A :class:`Cell` is
+what a request gets of it: either the :class:`Generation` to send with, or
+the reason why nothing can be sent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from typing import Any, ClassVar, NoReturn
+
+from cellmw import exceptions
+from cellmw.cells import urls
+from cellmw.redaction import Secret
+
+CELL0_UUID = "00000000-0000-0000-0000-000000000000"
+NO_QUEUE_SCHEME = "none"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CellMapping:
+    """A row of ``cell_mappings``.
+
+    The two connection strings may be given as ``str``; they are kept as
+    :class:`~cellmw.redaction.Secret`.
+    """
+
+    uuid: str
+    name: str | None = None
+    transport_url: Secret | None = None
+    database_connection: Secret | None = None
+    disabled: bool = False
+    id: int | None = None
+
+    def __post_init__(self) -> None:
+        for field in ("transport_url", "database_connection"):
+            value = getattr(self, field)
+            if isinstance(value, str):
+                object.__setattr__(self, field, Secret(value))
+
+
+class Generation:
+    """One state of a cell's connection information.
+
+    Made by :meth:`of` only, which gives the same object for the same cell
+    UUID and the same expanded URL, to the letter, as long as anybody holds
+    it: so identity is equality, and hashing one runs no Python code.
+    """
+
+    __slots__ = ("__weakref__", "cell_uuid", "url")
+
+    _known: ClassVar[
+        weakref.WeakValueDictionary[tuple[str, str], Generation]
+    ] = weakref.WeakValueDictionary()
+
+    cell_uuid: str
+    url: Secret
+
+    def __init__(self) -> None:
+        raise TypeError("use Generation.of")
+
+    @classmethod
+    def of(cls, cell_uuid: str, url: Secret) -> Generation:
+        """The generation of this cell with this URL."""
+        key = (cell_uuid, url.reveal())
+        new = object.__new__(cls)
+        new.cell_uuid = cell_uuid
+        new.url = url
+        # setdefault of a WeakValueDictionary is not atomic; no lock would
+        # survive a fork, and two equal objects cost one transport more.
+        return cls._known.setdefault(key, new)
+
+    def __repr__(self) -> str:
+        return f"<Generation of cell {self.cell_uuid}>"
+
+    def __copy__(self) -> Generation:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Generation:
+        return self
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("a generation holds a secret and is not pickled")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Cell:
+    """What requests for a cell get.
+
+    :ivar generation: what to send with; None: nothing can be sent
+    :ivar refusal: the error class and the reason where nothing can be sent
+    """
+
+    uuid: str
+    name: str | None
+    generation: Generation | None = None
+    refusal: tuple[type[exceptions.SendError], str] | None = None
+
+    def refuse(self, retry_after: float | None = None) -> exceptions.SendError:
+        """The error that says why nothing can be sent."""
+        assert self.refusal is not None
+        error, cause = self.refusal
+        return error(
+            cause,
+            cell_uuid=self.uuid,
+            cell_name=self.name,
+            retry_after=retry_after,
+        )
+
+
+def expand(
+    mapping: CellMapping,
+    base_url: str | None,
+    known_drivers: frozenset[str],
+) -> Cell:
+    """What requests for this cell get.  Pure; raises nothing.
+
+    :param base_url: the service's own ``[DEFAULT] transport_url``, over
+        whose parts a template is filled in
+    :param known_drivers: names in the entry point group
+        ``oslo.messaging.drivers``
+    :returns: a cell with a generation, or with a refusal whose reason holds
+        no part of any URL
+    """
+    url = mapping.transport_url.reveal() if mapping.transport_url else ""
+    if mapping.uuid == CELL0_UUID or urls.scheme_of(url) == NO_QUEUE_SCHEME:
+        return _refused(mapping, exceptions.CellHasNoQueue, "")
+    try:
+        filled = urls.fill_in(url, base_url)
+        if urls.scheme_of(filled) == NO_QUEUE_SCHEME:
+            return _refused(mapping, exceptions.CellHasNoQueue, "")
+        urls.check(filled, known_drivers)
+    except urls.UnusableURL as error:
+        reason = error.reason if url else "it is empty"
+        return _refused(
+            mapping, exceptions.CellMisconfigured, f"transport_url: {reason}"
+        )
+    generation = Generation.of(mapping.uuid, Secret(filled))
+    return Cell(mapping.uuid, mapping.name, generation)
+
+
+def _refused(
+    mapping: CellMapping, error: type[exceptions.SendError], reason: str
+) -> Cell:
+    return Cell(mapping.uuid, mapping.name, refusal=(error, reason))
