@@ -1,0 +1,30 @@
+# Licensed under the Apache License, Version 2.0; see the file LICENSE.
+"""A request for an instance goes to the message queue of its cell.
+
+A Paste-deployable WSGI filter for OpenStack-style APIs.  What is imported
+here is what users of the package need; see the documentation.
+"""
+
+from cellmw.cells.mapping import CellMapping
+from cellmw.context import RequestContext
+from cellmw.context import target_cell
+from cellmw.deploy import filter_factory
+from cellmw.exceptions import CellBusy
+from cellmw.exceptions import CellMisconfigured
+from cellmw.exceptions import CellMWError
+from cellmw.exceptions import CellUnavailable
+from cellmw.exceptions import ConfigurationError
+from cellmw.exceptions import TransportReleased
+
+__all__ = [
+    "CellBusy",
+    "CellMWError",
+    "CellMapping",
+    "CellMisconfigured",
+    "CellUnavailable",
+    "ConfigurationError",
+    "RequestContext",
+    "TransportReleased",
+    "filter_factory",
+    "target_cell",
+]

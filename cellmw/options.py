@@ -1,0 +1,375 @@
+# Licensed under the Apache License, Version 2.0; see the file LICENSE.
+"""The options of ``[cellmw]``, and the settings that they become.
+
+An option may stand in the service's configuration or in the filter's paste
+section, where it wins.  Both are read, converted and checked once, when the
+filter is loaded; what is left is a :class:`Settings`, which nothing changes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from oslo_config import cfg
+from oslo_config import types
+
+from cellmw import instance_path
+from cellmw.exceptions import ConfigurationError
+
+GROUP = "cellmw"
+
+PASTE_SOURCE_OPTIONS = (
+    "oslo_config_project",
+    "oslo_config_file",
+    "oslo_config_program",
+)
+PASTE_DATABASE_OPTION = "api_database_connection"
+
+
+class _Seconds(types.Float):  # type: ignore[misc]
+    """A finite number of seconds."""
+
+    def __init__(self, *, above_zero: bool = False) -> None:
+        super().__init__(min=0, type_name="seconds")
+        self.above_zero = above_zero
+
+    def __call__(self, value: Any) -> float | None:
+        number: float | None = super().__call__(value)
+        if number is not None:
+            if not math.isfinite(number):
+                raise ValueError("is not finite")
+            if self.above_zero and number == 0:
+                raise ValueError("must be above 0")
+        return number
+
+
+class _Patterns(types.ConfigType):  # type: ignore[misc]
+    """Regular expressions, one a line."""
+
+    def __init__(self) -> None:
+        super().__init__(type_name="regular expressions, one a line")
+
+    def __call__(self, value: Any) -> tuple[str, ...]:
+        lines = value.splitlines() if isinstance(value, str) else value
+        patterns = tuple(line.strip() for line in lines if line.strip())
+        if not patterns:
+            raise ValueError("holds no pattern")
+        for pattern in patterns:
+            instance_path.compile_pattern(pattern)
+        return patterns
+
+    def _formatter(self, value: Any) -> str:
+        return "\n".join(value)
+
+    def __repr__(self) -> str:
+        return "Patterns"
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class _Key(types.String):  # type: ignore[misc]
+    """A string that is not empty."""
+
+    def __call__(self, value: Any) -> str:
+        text: str = super().__call__(value)
+        if not text:
+            raise ValueError("is empty")
+        return text
+
+
+OPTS: list[cfg.Opt] = [
+    cfg.Opt(
+        "context_key",
+        type=_Key(),
+        default="cellmw.context",
+        help="Key of the WSGI environ under which the request context "
+        "stands. A context already there is used, whatever its class; else "
+        "one is made from the environ and stored there.",
+    ),
+    cfg.Opt(
+        "instance_path_patterns",
+        type=_Patterns(),
+        default=instance_path.DEFAULT_PATTERNS,
+        sample_default="the instance routes of the compute API",
+        help="Regular expressions, one a line, that are tried in their "
+        "order at the beginning of PATH_INFO as the server decoded it. Each "
+        "has a group instance_uuid. SCRIPT_NAME is not looked at.",
+    ),
+    cfg.ListOpt(
+        "allowed_remote_exmods",
+        default=[],
+        help="Modules whose exceptions may come back from a cell. The "
+        "exceptions of other modules arrive as RemoteError.",
+    ),
+    cfg.StrOpt(
+        "on_lookup_failure",
+        default="fail",
+        choices=[
+            ("fail", "answer 503"),
+            (
+                "pass",
+                "let the request go on with an mq_connection that refuses "
+                "to send",
+            ),
+        ],
+        help="What becomes of a request while the API database cannot be "
+        "asked and nothing is remembered of its instance.",
+    ),
+    cfg.Opt(
+        "lookup_timeout",
+        type=_Seconds(above_zero=True),
+        default=5.0,
+        help="Longest that a request waits for the API database, in "
+        "seconds, connecting and waiting in line included.",
+    ),
+    cfg.IntOpt(
+        "lookup_concurrency",
+        default=8,
+        min=1,
+        help="Most questions to the API database at once in one process.",
+    ),
+    cfg.Opt(
+        "cell_refresh_interval",
+        type=_Seconds(),
+        default=10.0,
+        help="Seconds for which the known cell mappings are taken as "
+        "current.",
+    ),
+    cfg.Opt(
+        "instance_cache_ttl",
+        type=_Seconds(),
+        default=30.0,
+        help="Seconds for which an instance's cell is remembered. 0: never.",
+    ),
+    cfg.StrOpt(
+        "instance_cache_for",
+        default="safe",
+        choices=[
+            ("safe", "GET, HEAD and OPTIONS; other methods ask each time"),
+            ("all", "every method"),
+        ],
+        help="Which requests may use what is remembered of an instance. A "
+        "message that changes something must not go to a cell that the "
+        "instance has left.",
+    ),
+    cfg.IntOpt(
+        "instance_cache_size",
+        default=100000,
+        min=1,
+        help="Most instances remembered in one process.",
+    ),
+    cfg.BoolOpt(
+        "transport_cache",
+        default=True,
+        help="Keep the transports of cells open for later requests. If "
+        "not, one is opened for each request that sends, and closed when "
+        "its response ends.",
+    ),
+    cfg.IntOpt(
+        "transport_cache_size",
+        default=128,
+        min=1,
+        help="Most transports kept open in one process.",
+    ),
+    cfg.StrOpt(
+        "transport_overflow",
+        default="open",
+        choices=[
+            ("open", "open one for the one request"),
+            ("refuse", "refuse to send (CellBusy)"),
+        ],
+        help="What becomes of a message when as many transports as "
+        "transport_cache_size are all in use.",
+    ),
+    cfg.Opt(
+        "transport_idle_timeout",
+        type=_Seconds(),
+        default=600.0,
+        help="Seconds unused before a cached transport is closed.",
+    ),
+    cfg.Opt(
+        "transport_max_lifetime",
+        type=_Seconds(),
+        default=3600.0,
+        help="Seconds before a cached transport is replaced by a new one; "
+        "up to a tenth less, by chance, so that not all are replaced at "
+        "once. 0: never.",
+    ),
+    cfg.Opt(
+        "send_timeout",
+        type=_Seconds(above_zero=True),
+        default=10.0,
+        help="Longest that delivering one message may hold a request's "
+        "thread, in seconds. Waiting for a reply has its own timeout.",
+    ),
+    cfg.IntOpt(
+        "max_sends_per_cell",
+        default=64,
+        min=1,
+        help="Most messages being delivered or awaited in one cell at once "
+        "in one process. One more waits within its send_timeout, and is "
+        "refused then (CellBusy).",
+    ),
+    cfg.IntOpt(
+        "breaker_failures",
+        default=5,
+        min=0,
+        help="Failures to deliver in a row after which a cell is taken as "
+        "down. 0: never.",
+    ),
+    cfg.Opt(
+        "breaker_reset_after",
+        type=_Seconds(),
+        default=30.0,
+        help="Seconds before one trial message is let through to a cell "
+        "that is taken as down.",
+    ),
+    cfg.IntOpt(
+        "healthcheck_max_cells_down",
+        default=0,
+        min=0,
+        help="The health check fails when more cells than this are taken "
+        "as down. 0: it never does for cells.",
+    ),
+]
+
+_BY_NAME: dict[str, cfg.Opt] = {opt.name: opt for opt in OPTS}
+
+
+def list_opts() -> list[tuple[str, list[cfg.Opt]]]:
+    """All options, for the entry point ``oslo.config.opts``."""
+    return [(GROUP, list(OPTS))]
+
+
+def register(conf: cfg.ConfigOpts) -> None:
+    """Register the options on a configuration; may be called again."""
+    conf.register_opts(OPTS, group=GROUP)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The options of one filter, converted and checked.
+
+    Durations are in seconds.  Hashable; two that are equal behave alike.
+    """
+
+    context_key: str
+    instance_path_patterns: tuple[str, ...]
+    allowed_remote_exmods: tuple[str, ...]
+    on_lookup_failure: str
+    lookup_timeout: float
+    lookup_concurrency: int
+    cell_refresh_interval: float
+    instance_cache_ttl: float
+    instance_cache_for: str
+    instance_cache_size: int
+    transport_cache: bool
+    transport_cache_size: int
+    transport_overflow: str
+    transport_idle_timeout: float
+    transport_max_lifetime: float
+    send_timeout: float
+    max_sends_per_cell: int
+    breaker_failures: int
+    breaker_reset_after: float
+    healthcheck_max_cells_down: int
+
+
+def load(conf: cfg.ConfigOpts, paste: Mapping[str, str]) -> Settings:
+    """Make the settings of one filter.
+
+    :param conf: the service's configuration; only read, but for
+        registering the options
+    :param paste: the filter's own section
+    :raises ConfigurationError: an option is unknown or has a bad value; it
+        names the option and what is accepted, and shows no value
+    """
+    register(conf)
+    for name in paste:
+        if name not in _BY_NAME:
+            raise ConfigurationError(_unknown(name))
+    values: dict[str, Any] = {}
+    for name, opt in _BY_NAME.items():
+        if name in paste:
+            values[name] = _from_paste(opt, paste[name])
+        else:
+            values[name] = _from_conf(conf, opt)
+    # As the compiled pattern does not go into Settings, neither do lists.
+    for name, value in values.items():
+        if isinstance(value, list):
+            values[name] = tuple(value)
+    return Settings(**values)
+
+
+def _from_paste(opt: cfg.Opt, text: Any) -> Any:
+    problem = None
+    try:
+        return opt.type(text)
+    except (ValueError, TypeError) as error:
+        problem = _reason(opt, error)
+    raise ConfigurationError(
+        f"cellmw: paste option {opt.name} has a bad value{problem}; "
+        f"accepted: {accepted(opt)}"
+    )
+
+
+def _from_conf(conf: cfg.ConfigOpts, opt: cfg.Opt) -> Any:
+    problem = None
+    try:
+        return conf[GROUP][opt.name]
+    except (cfg.Error, ValueError, TypeError) as error:
+        problem = _reason(opt, error)
+    raise ConfigurationError(
+        f"cellmw: option {opt.name} in [{GROUP}] has a bad value{problem}; "
+        f"accepted: {accepted(opt)}"
+    )
+
+
+def _reason(opt: cfg.Opt, error: Exception) -> str:
+    # Only these types' messages are known to quote no value: somebody may
+    # have put a connection string under the wrong name.
+    if isinstance(opt.type, _Patterns) and isinstance(error, ValueError):
+        text = str(error)
+        for known in ("holds no pattern", "has no group"):
+            if known in text:
+                return f" ({text[text.index(known):]})"
+        return " (not a regular expression)"
+    return ""
+
+
+def accepted(opt: cfg.Opt) -> str:
+    """What values an option takes, in words."""
+    kind = opt.type
+    if isinstance(kind, _Patterns):
+        return (
+            "regular expressions, one a line, each with a group "
+            f"(?P<{instance_path.GROUP}>...)"
+        )
+    if isinstance(kind, _Key):
+        return "a string that is not empty"
+    if isinstance(kind, _Seconds):
+        bound = "above 0" if kind.above_zero else "0 or more"
+        return f"a number of seconds, {bound}"
+    if isinstance(kind, types.Integer):
+        return f"a whole number, {kind.min} or more"
+    if isinstance(kind, types.Boolean):
+        return "true or false"
+    if isinstance(kind, types.List):
+        return "module names, separated by commas"
+    return " or ".join(kind.choices)
+
+
+def _unknown(name: str) -> str:
+    known = [*_BY_NAME, *PASTE_SOURCE_OPTIONS, PASTE_DATABASE_OPTION]
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+    return (
+        f"cellmw: unknown paste option {name!r}; the nearest known one is "
+        f"{near} (known: {', '.join(sorted(known))})"
+    )

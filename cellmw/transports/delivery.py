@@ -1,0 +1,440 @@
+# Licensed under the Apache License, Version 2.0; see the file LICENSE.
+"""One message's way from a request's thread to a cell's queue.
+
+The request's thread takes a place in the cell's guard, gives the message to
+a worker thread and waits as long as delivering may take, and then, where the
+worker is known to wait for the reply, as long as the reply may take.  The
+worker leases the transport, sends, and tries once more where nothing can
+have been written.  A request that gives up first makes sure that its worker,
+if it has not begun to write, never will.
+
+A :class:`Borrower` is the request as the pool sees it: it holds the lease
+from the first message to the end of the response, and sees to it that all
+messages go out with one generation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+from typing import Any
+from typing import NoReturn
+
+import oslo_messaging
+
+from cellmw import exceptions
+from cellmw import redaction
+from cellmw.cells.mapping import Cell
+from cellmw.cells.mapping import Generation
+from cellmw.transports import oslo
+from cellmw.transports.guard import Guard
+from cellmw.transports.guard import Guards
+from cellmw.transports.pool import Lease
+from cellmw.transports.pool import Pool
+from cellmw.workers import Job
+from cellmw.workers import Workers
+
+if TYPE_CHECKING:
+    from oslo_messaging.transport import RPCTransport
+
+
+class _Revoked(Exception):
+    """The request gave up before this message was written."""
+
+
+class _OtherGeneration(Exception):
+    """Another message of this request has gone out with another one."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Outgoing:
+    """What oslo.messaging's client hands to a transport."""
+
+    target: oslo_messaging.Target
+    context: Any = dataclasses.field(repr=False)
+    message: dict[str, Any] = dataclasses.field(repr=False)
+    wait_for_reply: bool | None
+    timeout: float | None
+    call_monitor_timeout: float | None
+    transport_options: Any
+
+
+class Borrower:
+    """What a request has of its cell's transports.  Thread-safe.
+
+    :param pool: of the process that the request is in
+    :param current: gives the cell's current state; may block; raises
+        SendError for a cell that cannot be sent to
+    """
+
+    def __init__(self, pool: Pool, current: Callable[[], Cell]) -> None:
+        self._pool = pool
+        self._current = current
+        self._lock = threading.Lock()
+        self._lease: Lease | None = None
+        self._pinned: Generation | None = None
+        self._ended = False
+
+    def lease(self, timeout: float) -> Lease:
+        """A lease for one message; the caller releases it.
+
+        :raises SendError: there is nothing to send with
+        """
+        while True:
+            with self._lock:
+                if self._lease is not None:
+                    return self._lease.share()
+                generation = self._pinned
+            if generation is None:
+                generation = self.current_generation()
+            new = self._pool.acquire(generation, timeout=timeout)
+            with self._lock:
+                if self._lease is None and self._pinned in (None, generation):
+                    if self._ended:
+                        return new
+                    self._lease = new
+                    return new.share()
+            # Another message of this request was faster; its lease it is.
+            new.release()
+
+    def current_generation(self) -> Generation:
+        """The generation that a new request would get."""
+        cell = self._current()
+        if cell.generation is None:
+            raise cell.refuse()
+        return cell.generation
+
+    def pin(self, generation: Generation) -> None:
+        """From here on a message may have gone out with this one."""
+        with self._lock:
+            if self._pinned is None:
+                self._pinned = generation
+            other = self._pinned is not generation
+        if other:
+            raise _OtherGeneration
+
+    def drop(self, lease: Lease) -> None:
+        """Let go of a transport whose connections are dead."""
+        lease.give_up()
+        with self._lock:
+            held = self._lease
+            if held is None or held.transport is not lease.transport:
+                return
+            self._lease = None
+        held.release()
+
+    def end(self) -> None:
+        """End the request's lease; messages in flight keep their own."""
+        with self._lock:
+            self._ended = True
+            held, self._lease = self._lease, None
+        if held is not None:
+            held.release()
+
+
+class Delivery:
+    """One message, as the worker thread sees it."""
+
+    def __init__(
+        self,
+        outgoing: Outgoing,
+        borrower: Borrower,
+        guard: Guard,
+        *,
+        send_timeout: float,
+        refresh: Callable[[], None],
+    ) -> None:
+        self._outgoing = outgoing
+        self._borrower = borrower
+        self._guard = guard
+        self._send_timeout = send_timeout
+        self._refresh = refresh
+        # Whoever takes it first decides: the worker that it writes, or the
+        # request that this will never be written.
+        self._decision = threading.Lock()
+        self._used: Generation | None = None
+        self.may_be_written = False
+        self.verdict: oslo.Verdict | None = None
+        self._lock = threading.Lock()
+        self._ended = False
+        self._stuck = False
+
+    def run(self) -> Any:
+        """Send it, and wait for the reply if there is to be one."""
+        try:
+            return self._send_at_most_twice()
+        finally:
+            with self._lock:
+                self._ended = True
+            self._guard.leave(stuck=self._stuck)
+
+    def revoke(self) -> bool:
+        """Whether this message has not been written and never will be."""
+        return self._decision.acquire(blocking=False)
+
+    def give_up(self) -> None:
+        """Count the worker as stuck until it comes back."""
+        with self._lock:
+            if self._ended:
+                return
+            self._stuck = True
+            self._guard.note_stuck()
+
+    def _send_at_most_twice(self) -> Any:
+        try:
+            return self._send()
+        except _OtherGeneration:
+            pass
+        except Exception as error:
+            if self.may_be_written or not self._worth_another_try(error):
+                raise
+        return self._send()
+
+    def _worth_another_try(self, error: Exception) -> bool:
+        if self.verdict is oslo.Verdict.UNREACHABLE:
+            # On a fresh connection; with several hosts to another, by chance.
+            return True
+        if self.verdict is not oslo.Verdict.REFUSED:
+            return False
+        # The mapping may have been changed under us: read it again.
+        used = self._used
+        try:
+            self._refresh()
+            return self._borrower.current_generation() is not used
+        except exceptions.CellMWError:
+            return False
+
+    def _send(self) -> Any:
+        self.verdict = None
+        lease = self._borrower.lease(self._send_timeout)
+        self._used = lease.generation
+        try:
+            assert lease.transport is not None
+            return self._write(lease.transport, lease.generation)
+        except Exception as error:
+            self.verdict = oslo.judge(
+                error, wait_for_reply=bool(self._outgoing.wait_for_reply)
+            )
+            if self.verdict in (
+                oslo.Verdict.UNREACHABLE,
+                oslo.Verdict.REFUSED,
+            ):
+                self._borrower.drop(lease)
+            raise
+        finally:
+            lease.release()
+
+    def _write(self, transport: RPCTransport, generation: Generation) -> Any:
+        outgoing = self._outgoing
+
+        def announce() -> None:
+            self._announce(generation)
+
+        if not oslo.announces(transport):
+            announce()
+        return transport._send(
+            oslo.AnnouncingTarget(outgoing.target, announce),
+            outgoing.context,
+            # The driver writes into it.
+            dict(outgoing.message),
+            wait_for_reply=outgoing.wait_for_reply,
+            timeout=outgoing.timeout,
+            call_monitor_timeout=outgoing.call_monitor_timeout,
+            # At most once: with any other value a lost confirmation makes
+            # two messages of one.
+            retry=0,
+            transport_options=outgoing.transport_options,
+        )
+
+    def _announce(self, generation: Generation) -> None:
+        """The next step writes.  Raises where it must not be taken."""
+        if self.may_be_written:
+            return
+        if not self._decision.acquire(blocking=False):
+            raise _Revoked
+        try:
+            self._borrower.pin(generation)
+        except _OtherGeneration:
+            self._decision.release()
+            raise
+        self.may_be_written = True
+
+
+class Courier:
+    """Delivers the messages of one process.  Thread-safe.
+
+    :param send_timeout: seconds that delivering one may take
+    """
+
+    def __init__(
+        self,
+        guards: Guards,
+        workers: Workers,
+        *,
+        send_timeout: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._guards = guards
+        self._workers = workers
+        self._send_timeout = send_timeout
+        self._clock = clock
+
+    def send(
+        self,
+        cell: Cell,
+        outgoing: Outgoing,
+        borrower: Borrower,
+        refresh: Callable[[], None],
+    ) -> Any:
+        """Deliver one message and, for a call, wait for the reply.
+
+        Blocks for ``send_timeout`` at most, and for a call as long as its
+        own timeout besides.
+
+        :returns: the reply
+        :raises SendError: it was not delivered, or perhaps not
+        :raises Exception: what the far side, or MessagingTimeout, says
+        """
+        started = self._clock()
+        limit = self._send_timeout
+        guard, trial = self._guards.admit(cell.uuid, cell.name, limit)
+        delivery = Delivery(
+            outgoing, borrower, guard, send_timeout=limit, refresh=refresh
+        )
+        job = self._workers.submit(delivery.run)
+        attempt = _Attempt(cell, outgoing, guard, trial, delivery, job)
+        try:
+            if job.wait(limit - (self._clock() - started)):
+                return attempt.finish()
+            if attempt.is_awaiting_reply():
+                attempt.report(delivered=True)
+                # What delivering has not used of its time is left over.
+                left = limit + (outgoing.timeout or 0.0)
+                if job.wait(left - (self._clock() - started)):
+                    return attempt.finish()
+            attempt.give_up(limit)
+        except BaseException:
+            attempt.break_off()
+            raise
+
+
+class _Attempt:
+    """One message, as the thread sees it that waits for it."""
+
+    def __init__(
+        self,
+        cell: Cell,
+        outgoing: Outgoing,
+        guard: Guard,
+        trial: bool,
+        delivery: Delivery,
+        job: Job,
+    ) -> None:
+        self._cell = cell
+        self._outgoing = outgoing
+        self._guard = guard
+        self._trial = trial
+        self._delivery = delivery
+        self._job = job
+        self._reported = False
+
+    def report(self, *, delivered: bool | None, cause: str = "") -> None:
+        if not self._reported:
+            self._reported = True
+            self._guard.report(delivered, trial=self._trial, cause=cause)
+
+    def is_awaiting_reply(self) -> bool:
+        return (
+            bool(self._outgoing.wait_for_reply)
+            and self._delivery.may_be_written
+            and oslo.is_awaiting_reply(self._job.thread_id)
+        )
+
+    def finish(self) -> Any:
+        """What came of it."""
+        if self._job.error is None:
+            self.report(delivered=True)
+            return self._job.result
+        raise self._translate()
+
+    def _translate(self) -> BaseException:
+        """The error to raise for what the worker met.
+
+        It is looked at here and not in the frame that raises: that one is
+        part of the traceback.
+        """
+        error = self._job.error
+        assert error is not None
+        verdict = self._delivery.verdict
+        if verdict is None and self._job.thread_id is None:
+            # No thread could be started, so nobody gives the place back.
+            self._guard.leave()
+            self.report(delivered=None)
+            return self._error(
+                exceptions.CellBusy, "no thread can be started for it"
+            )
+        if verdict in (oslo.Verdict.UNREACHABLE, oslo.Verdict.REFUSED):
+            cause = redaction.describe(error)
+            self.report(delivered=False, cause=cause)
+            return self._failure(cause)
+        if verdict is oslo.Verdict.ANSWERED:
+            self.report(delivered=True)
+        else:
+            self.report(delivered=None)
+        if isinstance(error, exceptions.SendError) and not error.cell_name:
+            return self._error(type(error), error.cause, error.retry_after)
+        return _bare(error)
+
+    def give_up(self, limit: float) -> NoReturn:
+        """The request's thread has waited long enough."""
+        revoked = self._delivery.revoke()
+        if self._job.done:
+            return self.finish()  # just now, after all
+        self._delivery.give_up()
+        if self._reported:
+            # Delivered; the driver did not keep to the reply's timeout.
+            raise oslo_messaging.MessagingTimeout(
+                f"no reply from cell {self._cell.uuid} in time"
+            )
+        cause = f"it took longer than {limit:g} seconds"
+        self.report(delivered=False, cause=cause)
+        if revoked:
+            raise self._error(exceptions.CellUnavailable, cause, 1.0)
+        raise self._error(exceptions.DeliveryUncertain, cause, 1.0)
+
+    def break_off(self) -> None:
+        """Something else ended the wait: a server that ends its thread."""
+        if not self._reported:
+            self._delivery.revoke()
+            self._delivery.give_up()
+            self.report(delivered=None)
+
+    def _failure(self, cause: str) -> exceptions.SendError:
+        if self._delivery.may_be_written:
+            return self._error(exceptions.DeliveryUncertain, cause, 1.0)
+        return self._error(exceptions.CellUnavailable, cause, 1.0)
+
+    def _error(
+        self,
+        kind: type[exceptions.SendError],
+        cause: str,
+        retry_after: float | None = None,
+    ) -> exceptions.SendError:
+        return kind(
+            cause,
+            cell_uuid=self._cell.uuid,
+            cell_name=self._cell.name,
+            retry_after=retry_after,
+        )
+
+
+def _bare(error: BaseException) -> BaseException:
+    """An exception without what it drags along.
+
+    Tracebacks of the worker hold the driver's local variables, and those the
+    credentials.
+    """
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)

@@ -1,0 +1,207 @@
+# Licensed under the Apache License, Version 2.0; see the file LICENSE.
+"""``mq_connection``: what a request has of its cell.
+
+A :class:`Handle` is made for each request that names an instance, and costs
+little, for most of them send nothing.  The first message makes it a
+:class:`~cellmw.transports.delivery.Borrower`, which leases a transport; the
+end of the response ends both.  After that the handle refuses, and holds
+nothing of this package any more.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+from typing import Any
+from typing import NoReturn
+from typing import Protocol
+
+import oslo_messaging
+from oslo_config import cfg
+from oslo_messaging.transport import RPCTransport
+
+from cellmw import exceptions
+from cellmw.cells.mapping import Cell
+from cellmw.transports.delivery import Borrower
+from cellmw.transports.delivery import Courier
+from cellmw.transports.delivery import Outgoing
+
+if TYPE_CHECKING:
+    import threading
+
+
+class Process(Protocol):
+    """What a handle needs of the process that it is in."""
+
+    pid: int
+    lock: threading.Lock
+    conf: cfg.ConfigOpts
+    courier: Courier
+    runtime_id: int
+
+    def here(self) -> Process:
+        """The state of the calling process: another one after a fork."""
+
+    def borrower(self, cell: Cell) -> Borrower:
+        """A borrower of this cell's transports."""
+
+    def refresh(self) -> None:
+        """Read the cell mappings again, now."""
+
+
+class Handle(RPCTransport):  # type: ignore[misc]
+    """The request's own transport for its cell.
+
+    Any oslo.messaging RPC client takes it.  It opens nothing before the
+    first message is sent through it; its truth value, ``repr``, copies and
+    comparison open nothing ever.  Copies are the handle itself, equality is
+    identity, and it cannot be pickled.  Thread-safe.
+
+    Whoever made it calls :meth:`release`.
+    """
+
+    __slots__ = ("_borrower", "_cell", "_process", "_runtime_id")
+
+    def __init__(self, process: Process, cell: Cell) -> None:
+        # Not the base class's, which wants a driver.
+        self._process: Process | None = process
+        self._cell = cell
+        self._borrower: Borrower | None = None
+        self._runtime_id = process.runtime_id
+
+    @property
+    def conf(self) -> cfg.ConfigOpts:
+        """The configuration that transports are made with."""
+        process = self._process
+        if process is None:
+            raise self._released()
+        return process.conf
+
+    @property
+    def _driver(self) -> NoReturn:
+        raise exceptions.SendOnly(cell_uuid=self._cell.uuid or None)
+
+    def release(self) -> None:
+        """End the request's hold.  Does not block; again does nothing.
+
+        A message that is still in flight keeps the transport until that
+        message is done.
+        """
+        process = self._process
+        if process is None:
+            return
+        if process.pid != os.getpid():
+            # The parent's: neither its lock nor its lease is ours.
+            self._process = self._borrower = None
+            return
+        with process.lock:
+            self._process = None
+            borrower = self._borrower
+            self._borrower = None
+        if borrower is not None:
+            borrower.end()
+
+    def _send(
+        self,
+        target: oslo_messaging.Target,
+        ctxt: Any,
+        message: dict[str, Any],
+        wait_for_reply: bool | None = None,
+        timeout: float | None = None,
+        call_monitor_timeout: float | None = None,
+        retry: int | None = None,
+        transport_options: Any = None,
+    ) -> Any:
+        """Send one message to the cell.
+
+        What oslo.messaging's clients call.  ``retry`` is not used: a message
+        is handed to the driver with ``retry=0`` always.
+
+        :raises SendError: it was not delivered, or perhaps not
+        """
+        if not target.topic:
+            raise oslo_messaging.InvalidTarget(
+                "A message needs a topic to go to", target
+            )
+        cell = self._cell
+        process, borrower = self._borrow()
+        if wait_for_reply and timeout is None:
+            timeout = process.conf.rpc_response_timeout
+        return process.courier.send(
+            cell,
+            Outgoing(
+                target,
+                ctxt,
+                message,
+                wait_for_reply,
+                timeout,
+                call_monitor_timeout,
+                transport_options,
+            ),
+            borrower,
+            process.refresh,
+        )
+
+    def _borrow(self) -> tuple[Process, Borrower]:
+        process = self._process
+        if process is None:
+            raise self._released()
+        if not self._cell.uuid:
+            raise self._cell.refuse()
+        if process.pid != os.getpid():
+            process = process.here()
+            self._process, self._borrower = process, None
+        with process.lock:
+            borrower = self._borrower
+            over = self._process is None
+        if over:
+            raise self._released()
+        if borrower is None:
+            new = process.borrower(self._cell)
+            with process.lock:
+                over = self._process is None
+                if not over:
+                    if self._borrower is None:
+                        self._borrower = new
+                    borrower = self._borrower
+            if over or borrower is None:
+                raise self._released()
+        return process, borrower
+
+    def _released(self) -> exceptions.TransportReleased:
+        return exceptions.TransportReleased(cell_uuid=self._cell.uuid or None)
+
+    def cleanup(self) -> None:
+        """Do nothing: the transport behind it belongs to the pool."""
+
+    def _send_notification(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise exceptions.SendOnly(cell_uuid=self._cell.uuid or None)
+
+    def _listen(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise exceptions.SendOnly(cell_uuid=self._cell.uuid or None)
+
+    def _listen_for_notifications(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise exceptions.SendOnly(cell_uuid=self._cell.uuid or None)
+
+    def _require_driver_features(self, requeue: bool = False) -> NoReturn:
+        raise exceptions.SendOnly(cell_uuid=self._cell.uuid or None)
+
+    def __repr__(self) -> str:
+        state = "released" if self._process is None else "live"
+        cell = f"cell {self._cell.uuid}" if self._cell.uuid else "no cell"
+        return f"<mq_connection of {cell}, {state}>"
+
+    def __copy__(self) -> Handle:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Handle:
+        return self
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("mq_connection belongs to its request: no pickling")
+
+
+def runtime_id_of(transport: object) -> int | None:
+    """Which runtime made this ``mq_connection``, where one did."""
+    return transport._runtime_id if isinstance(transport, Handle) else None
+

@@ -1,0 +1,247 @@
+# Licensed under the Apache License, Version 2.0; see the file LICENSE.
+"""What this package knows of oslo.messaging's inside.
+
+The only module that makes transports, and the only one that knows what its
+drivers raise and where their threads wait.  Each such fact was read or
+measured on oslo.messaging 18.3; where a driver is not known, the answer is
+the careful one.
+"""
+
+from __future__ import annotations
+
+import enum
+import importlib.metadata
+import sys
+
+import amqp.exceptions
+import kombu.exceptions
+import kombu.transport.pyamqp  # noqa: F401  (the first request pays for none)
+import oslo_messaging
+from oslo_config import cfg
+from oslo_messaging._drivers import amqpdriver
+from oslo_messaging._drivers import base
+from oslo_messaging._drivers import common
+from oslo_messaging._drivers import impl_rabbit
+from oslo_messaging.transport import RPCTransport
+
+from cellmw import exceptions
+from cellmw import redaction
+from cellmw.cells.mapping import Generation
+
+# How long the broker keeps the reply queue of a transport that was made for
+# one request.  oslo.messaging's default of 1800 s, meant for reconnecting,
+# would let them pile up.  Seconds.
+ONE_REQUEST_QUEUE_TTL = 2
+
+_GLOBAL_ONLY_GROUPS = ("oslo_messaging_metrics", "oslo_messaging_tracing")
+
+
+def known_drivers() -> frozenset[str]:
+    """The transport URL schemes that have a driver installed."""
+    found = importlib.metadata.entry_points(group="oslo.messaging.drivers")
+    return frozenset(entry.name for entry in found)
+
+
+class _ConfOnly(RPCTransport):
+    """As much of a transport as an RPCClient wants when it is made."""
+
+    def __init__(self, conf: cfg.ConfigOpts) -> None:
+        self.conf = conf
+
+
+def prepare(conf: cfg.ConfigOpts) -> None:
+    """Register on a configuration what sending reads from it.
+
+    oslo.messaging registers two groups on the global configuration only, and
+    each send with a private one fails for want of them.  May be called again.
+    """
+    oslo_messaging.TransportURL(conf)
+    oslo_messaging.get_rpc_client(
+        _ConfOnly(conf), oslo_messaging.Target(topic="none")
+    )
+    if conf is cfg.CONF:
+        return
+    for name in _GLOBAL_ONLY_GROUPS:
+        group = cfg.CONF._groups.get(name)
+        for info in group._opts.values() if group is not None else ():
+            try:
+                conf.register_opt(info["opt"], group=name)
+            except cfg.DuplicateOptError:
+                continue  # the service has its own
+
+
+class OsloTransports:
+    """Opens transports with one configuration.  Thread-safe.
+
+    :param conf: prepared by :func:`prepare`
+    :param allowed_remote_exmods: modules whose exceptions may come back
+    """
+
+    def __init__(
+        self, conf: cfg.ConfigOpts, allowed_remote_exmods: tuple[str, ...]
+    ) -> None:
+        self._conf = conf
+        self._allowed_remote_exmods = list(allowed_remote_exmods)
+
+    def open(self, generation: Generation, one_request: bool) -> RPCTransport:
+        """Open a transport.  Opens no socket yet; the first send does.
+
+        :param one_request: it serves one request and is closed then
+        :raises CellMisconfigured: the URL, its driver or its query part
+            cannot be used
+        """
+        made = self._make(generation, one_request)
+        if isinstance(made, RPCTransport):
+            return made
+        raise exceptions.CellMisconfigured(
+            made, cell_uuid=generation.cell_uuid
+        )
+
+    def _make(
+        self, generation: Generation, one_request: bool
+    ) -> RPCTransport | str:
+        """The transport, or why there is none.
+
+        It returns that instead of raising, for this frame knows the URL and
+        must not be part of a traceback.
+        """
+        try:
+            url = oslo_messaging.TransportURL.parse(
+                self._conf, generation.url.reveal()
+            )
+            if one_request and _is_rabbit(url.transport):
+                url.query.setdefault(
+                    "rabbit_transient_queues_ttl", str(ONE_REQUEST_QUEUE_TTL)
+                )
+            return oslo_messaging.get_rpc_transport(
+                self._conf,
+                url,
+                allowed_remote_exmods=self._allowed_remote_exmods,
+            )
+        except oslo_messaging.InvalidTransportURL:
+            return "its URL cannot be parsed"
+        except oslo_messaging.DriverLoadFailure:
+            return "its URL names a driver that cannot be loaded"
+        except (cfg.NoSuchOptError, cfg.NoSuchGroupError):
+            return "the query part of its URL names an unknown option"
+        except Exception as error:
+            return redaction.describe(error)
+
+
+def _is_rabbit(scheme: str) -> bool:
+    return scheme.partition("+")[0] in ("rabbit", "kombu", "amqp")
+
+
+class Verdict(enum.Enum):
+    """What an exception of a send says about the cell."""
+
+    ANSWERED = enum.auto()
+    """The broker took the message: what came back is the far side's."""
+
+    REFUSED = enum.auto()
+    """The broker does not take these credentials, or has no such vhost."""
+
+    UNREACHABLE = enum.auto()
+    """Delivering failed."""
+
+    UNRELATED = enum.auto()
+    """It is the caller's: a message that cannot be serialized, say."""
+
+
+_UNREACHABLE = (
+    oslo_messaging.MessageDeliveryFailure,
+    base.TransportDriverError,
+    common.RPCException,
+    amqp.exceptions.AMQPError,
+    kombu.exceptions.OperationalError,
+    kombu.exceptions.InconsistencyError,
+    OSError,
+    EOFError,
+)
+_ANSWERED = (
+    oslo_messaging.RemoteError,
+    oslo_messaging.MessageUndeliverable,
+)
+
+
+def judge(error: BaseException, *, wait_for_reply: bool) -> Verdict:
+    """What an exception that came out of a send says about the cell."""
+    # Exceptions of the far side are rebuilt here as subclasses of that name
+    # (oslo.messaging's deserialize_remote_exception), and may be anything.
+    if type(error).__name__.endswith("_Remote") or isinstance(
+        error, _ANSWERED
+    ):
+        return Verdict.ANSWERED
+    if isinstance(error, oslo_messaging.MessagingTimeout):
+        return Verdict.ANSWERED if wait_for_reply else Verdict.UNREACHABLE
+    if isinstance(
+        error, (amqp.exceptions.AccessRefused, amqp.exceptions.NotAllowed)
+    ):
+        return Verdict.REFUSED
+    if isinstance(error, _UNREACHABLE):
+        return Verdict.UNREACHABLE
+    return Verdict.UNRELATED
+
+
+class AnnouncingTarget(oslo_messaging.Target):  # type: ignore[misc]
+    """A target that tells when the driver is about to write.
+
+    The drivers on AMQP read ``fanout`` when they have a connection and
+    before they publish, and nowhere else.  What ``announce`` raises there
+    keeps the message from being written.
+    """
+
+    def __init__(
+        self, target: oslo_messaging.Target, announce: object
+    ) -> None:
+        self._announce = announce
+        self.exchange = target.exchange
+        self.topic = target.topic
+        self.namespace = target.namespace
+        self.version = target.version
+        self.server = target.server
+        self._fanout = target.fanout
+        self.accepted_namespaces = target.accepted_namespaces
+
+    @property
+    def fanout(self) -> bool | None:
+        self._announce()  # type: ignore[operator]
+        return self._fanout  # type: ignore[no-any-return]
+
+
+def announces(transport: RPCTransport) -> bool:
+    """Whether the driver reads a target's ``fanout`` just before it writes.
+
+    Of other drivers it is not known, so whatever is given to them may have
+    been written.
+    """
+    driver = transport._driver
+    return isinstance(driver, amqpdriver.AMQPDriverBase) or bool(
+        getattr(driver, "reads_fanout_before_publishing", False)
+    )
+
+
+def is_awaiting_reply(thread_id: int | None) -> bool:
+    """Whether a thread that makes a call has delivered it, and waits.
+
+    A driver does not say so while it is at it, but its stack does.  Only
+    asked about a call that has been under way for ``send_timeout``.
+    """
+    if thread_id is None:
+        return False
+    frame = sys._current_frames().get(thread_id)
+    try:
+        while frame is not None:
+            if frame.f_code.co_qualname in (
+                "ReplyWaiter.wait",
+                "MemoryDriver._wait",
+            ):
+                return True
+            frame = frame.f_back
+        return False
+    finally:
+        del frame
+
+
+# Imported above so that no request pays for the import.
+assert issubclass(impl_rabbit.RabbitDriver, amqpdriver.AMQPDriverBase)
