@@ -1,0 +1,103 @@
+# Licensed under the Apache License, Version 2.0; see the file LICENSE.
+"""The request context of a service that has none of its own, and work that
+goes to a cell without a request for an instance in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import Any
+from typing import Protocol
+from typing import TypeVar
+
+from oslo_context import context as oslo_context
+
+from cellmw import runtime
+from cellmw.transports.handle import Handle
+
+T = TypeVar("T")
+
+
+class RequestContext(oslo_context.RequestContext):  # type: ignore[misc]
+    """oslo.context's, with the two attributes that this package sets.
+
+    Neither of them is in :meth:`to_dict` or travels with a message; a pickle
+    is without ``mq_connection``, a copy has it.
+
+    :ivar mq_connection: transport for the cell of the request's instance,
+        or None
+    :ivar cell_uuid: UUID of that cell, or None
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.mq_connection: Any = None
+        self.cell_uuid: str | None = None
+        super().__init__(*args, **kwargs)
+
+    @classmethod
+    def from_request(cls, environ: dict[str, Any]) -> RequestContext:
+        """The context of a request that has passed auth_token.
+
+        Without a confirmed identity (``X-Identity-Status``) it is
+        anonymous: the other headers are the client's own then.
+        """
+        if environ.get("HTTP_X_IDENTITY_STATUS") == "Confirmed":
+            made: RequestContext = cls.from_environ(environ)
+            return made
+        return cls(
+            request_id=environ.get("openstack.request_id"),
+            global_request_id=environ.get("openstack.global_request_id"),
+            is_admin_project=False,
+        )
+
+    def __copy__(self) -> RequestContext:
+        new = object.__new__(type(self))
+        new.__dict__.update(self.__dict__)
+        return new
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RequestContext:
+        new = object.__new__(type(self))
+        memo[id(self)] = new
+        new.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return new
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "mq_connection": None}
+
+
+class HasUUID(Protocol):
+    """A cell mapping, ours or Nova's, as far as it is looked at here."""
+
+    uuid: str
+
+
+@contextlib.contextmanager
+def target_cell(context: T, cell: HasUUID | str) -> Iterator[T]:
+    """A copy of a context whose messages go to this cell.
+
+    For work that outlives its request, or goes to another cell than that of
+    the request's instance.  The copy has a lease of its own, which ends with
+    the ``with`` block.  Asks the API database where the mappings are not
+    fresh, for ``lookup_timeout`` at most.  Thread-safe.
+
+    :param context: any context that takes attributes; it is not changed
+    :param cell: a cell mapping, or a cell's UUID.  Of a mapping only the
+        UUID is used: where the cell's queue is, the API database says.
+    :raises CellNotFound: there is no such cell
+    :raises LookupFailed: the mappings are not known and cannot be read
+    :raises LookupError: no filter has been loaded in this process, or
+        several with different settings, and the context came through none
+    """
+    uuid = cell if isinstance(cell, str) else cell.uuid
+    process = runtime.registry().of(context).process()
+    found = process.directory.cell(uuid.lower())
+    cell_context: Any = copy.copy(context)
+    handle = Handle(process, found)
+    try:
+        cell_context.mq_connection = handle
+        cell_context.cell_uuid = found.uuid
+        yield cell_context
+    finally:
+        handle.release()

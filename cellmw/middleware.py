@@ -1,0 +1,328 @@
+# Licensed under the Apache License, Version 2.0; see the file LICENSE.
+"""One request, from its start to its end.
+
+Plain WSGI (PEP 3333): the response is the application's own, to the byte and
+to the call.  What is added to it is an end: when the application has raised,
+or has returned a body that is complete, or the server has closed the body,
+the request's hold on its cell's transport ends.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+from typing import Any
+
+import webob
+from oslo_context import context as oslo_context
+
+from cellmw import exceptions
+from cellmw import instance_path
+from cellmw import redaction
+from cellmw import runtime as runtimes
+from cellmw.cells.mapping import Cell
+from cellmw.context import RequestContext
+from cellmw.transports.handle import Handle
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse
+    from _typeshed.wsgi import WSGIApplication
+    from _typeshed.wsgi import WSGIEnvironment
+
+LOG = logging.getLogger(__name__)
+
+_NOT_CONFIRMED = Cell(
+    "", None, refusal=(exceptions.IdentityNotConfirmed, "")
+)
+
+# In how many requests without a context at its key another key is looked
+# for.  The pipeline does not change, so the first ones tell.
+_LOOKS_FOR_OTHER_KEY = 1000
+
+_UNAVAILABLE = "The service cannot serve this request now. Try again later."
+_INTERNAL = "The service is not set up to serve this request."
+
+
+class CellMW:
+    """The filter: gives each request the queue of its instance's cell.
+
+    Made by :func:`cellmw.filter_factory`.  Thread-safe.
+
+    :param application: what stands behind it
+    :param runtime: what it shares with filters of equal settings
+    """
+
+    def __init__(
+        self, application: WSGIApplication, runtime: runtimes.Runtime
+    ) -> None:
+        self._application = application
+        self._runtime = runtime
+        self._registry = runtimes.registry()
+        settings = runtime.settings
+        self._context_key = settings.context_key
+        self._find_instance = instance_path.finder(
+            settings.instance_path_patterns
+        )
+        self._pass_on_failure = settings.on_lookup_failure == "pass"
+        self._looks_left = _LOOKS_FOR_OTHER_KEY
+        self._told_of_context = False
+
+    def __call__(
+        self, environ: WSGIEnvironment, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        uuid = self._find_instance(environ.get("PATH_INFO", ""))
+        if uuid is not None:
+            return self._serve(environ, start_response, uuid)
+        if self._context_key not in environ:
+            self._make_context(environ)
+        if self._registry.several:
+            self._registry.remember(environ[self._context_key], self._runtime)
+        return self._application(environ, start_response)
+
+    def _serve(
+        self, environ: WSGIEnvironment, start_response: StartResponse, uuid: str
+    ) -> Iterable[bytes]:
+        """A request that names an instance."""
+        try:
+            handle, cell_uuid = self._connect(environ, uuid)
+        except exceptions.LookupFailed as error:
+            return _unavailable(error)(environ, start_response)
+        context = environ.get(self._context_key)
+        if context is None:
+            context = self._make_context(environ)
+        try:
+            context.mq_connection = handle
+            context.cell_uuid = cell_uuid
+        except (AttributeError, TypeError):
+            return self._no_attributes(context)(environ, start_response)
+        if self._registry.several:
+            self._registry.remember(context, self._runtime)
+        return _respond(self._application, environ, start_response, handle)
+
+    def _connect(
+        self, environ: WSGIEnvironment, uuid: str
+    ) -> tuple[Handle | None, str | None]:
+        """What goes on the context of this request."""
+        process = self._runtime.process()
+        identity = environ.get("HTTP_X_IDENTITY_STATUS", "Confirmed")
+        if identity != "Confirmed":
+            return Handle(process, _NOT_CONFIRMED), None
+        try:
+            cell = process.directory.find(uuid, environ["REQUEST_METHOD"])
+        except exceptions.LookupFailed as error:
+            if not self._pass_on_failure:
+                raise
+            refusal = (exceptions.CellNotKnown, error.cause)
+            return Handle(process, Cell("", None, refusal=refusal)), None
+        if cell is None:
+            return None, None
+        return Handle(process, cell), cell.uuid
+
+    def _make_context(self, environ: WSGIEnvironment) -> RequestContext:
+        if self._looks_left > 0:
+            self._look_for_other_key(environ)
+        context = RequestContext.from_request(environ)
+        environ[self._context_key] = context
+        return context
+
+    def _look_for_other_key(self, environ: WSGIEnvironment) -> None:
+        self._looks_left -= 1
+        for key, value in environ.items():
+            if isinstance(value, oslo_context.RequestContext):
+                self._looks_left = 0
+                LOG.warning(
+                    "Nothing stands in the environ under %r, but a request "
+                    "context stands under %r. If that is the service's own, "
+                    "set context_key = %s in the filter's section.",
+                    self._context_key,
+                    redaction.one_line(key),
+                    redaction.one_line(key),
+                )
+                return
+
+    def _no_attributes(self, context: object) -> webob.Response:
+        if not self._told_of_context:
+            self._told_of_context = True
+            LOG.error(
+                "The request context under context_key = %s is a %s and "
+                "takes no attributes, so requests for instances get 500. "
+                "Point context_key to the service's request context.",
+                self._context_key,
+                type(context).__qualname__,
+            )
+        return _fault(500, "computeFault", _INTERNAL)
+
+
+def _unavailable(error: exceptions.CellMWError) -> webob.Response:
+    response = _fault(503, "serviceUnavailable", _UNAVAILABLE)
+    response.headers["Retry-After"] = error.retry_after_header
+    return response
+
+
+def _fault(code: int, kind: str, message: str) -> webob.Response:
+    """A fault as the compute API has them (api-guide, Faults)."""
+    response = webob.Response(status=code, charset="UTF-8")
+    response.content_type = "application/json"
+    response.json_body = {kind: {"code": code, "message": message}}
+    return response
+
+
+class _StartResponse:
+    """The server's start_response, and whether it has been called."""
+
+    __slots__ = ("_start_response", "called")
+
+    def __init__(self, start_response: StartResponse) -> None:
+        self._start_response = start_response
+        self.called = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Callable[[bytes], object]:
+        self.called = True
+        return self._start_response(*args, **kwargs)
+
+
+def _respond(
+    application: WSGIApplication,
+    environ: WSGIEnvironment,
+    start_response: StartResponse,
+    handle: Handle | None,
+) -> Iterable[bytes]:
+    """Call the application, and see to it that the handle is released."""
+    start = _StartResponse(start_response)
+    file_wrapper = environ.get("wsgi.file_wrapper")
+    if file_wrapper is not None and not isinstance(file_wrapper, type):
+        file_wrapper = _FileWrapper(file_wrapper)
+        environ["wsgi.file_wrapper"] = file_wrapper
+    fault: webob.Response | None = None
+    try:
+        body = application(environ, start)
+    except exceptions.CellMWError as error:
+        if handle is not None:
+            handle.release()
+        fault = _fault_for(error, start)
+        if fault is None:
+            raise
+    except BaseException:
+        if handle is not None:
+            handle.release()
+        raise
+    if fault is not None:
+        return fault(environ, start_response)
+    kind = type(body)
+    if kind is list or kind is tuple or _is_servers_file(body, file_wrapper):
+        if handle is not None:
+            handle.release()
+        return body
+    wrapper = _SizedBody if hasattr(body, "__len__") else _Body
+    return wrapper(body, environ, start, handle)
+
+
+def _fault_for(
+    error: exceptions.CellMWError, start: _StartResponse
+) -> webob.Response | None:
+    """The answer for an error that the application let through, if any."""
+    if start.called or isinstance(error, exceptions.TransportReleased):
+        return None
+    return _unavailable(error)
+
+
+class _FileWrapper:
+    """A server's file wrapper that is a function, and what it has made.
+
+    uWSGI's gives back the file itself and knows it again by identity.
+    """
+
+    def __init__(self, wrapper: Callable[..., Any]) -> None:
+        self._wrapper = wrapper
+        self.made: object = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.made = self._wrapper(*args, **kwargs)
+        return self.made
+
+
+def _is_servers_file(body: object, file_wrapper: Any) -> bool:
+    if file_wrapper is None:
+        return False
+    if isinstance(file_wrapper, type):
+        return isinstance(body, file_wrapper)
+    return body is file_wrapper.made
+
+
+class _Body:
+    """The application's body, with an end at which the handle is released.
+
+    Owned by the server, which closes it (PEP 3333).
+    """
+
+    __slots__ = (
+        "_body",
+        "_environ",
+        "_handle",
+        "_iterator",
+        "_start",
+    )
+
+    def __init__(
+        self,
+        body: Iterable[bytes],
+        environ: WSGIEnvironment,
+        start: _StartResponse,
+        handle: Handle | None,
+    ) -> None:
+        self._body: Iterable[bytes] | None = body
+        self._iterator: Iterator[bytes] | None = None
+        self._environ = environ
+        self._start = start
+        self._handle = handle
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        fault: webob.Response | None = None
+        try:
+            if self._iterator is None:
+                self._iterator = iter(self._body or ())
+            return next(self._iterator)
+        except exceptions.CellMWError as error:
+            fault = _fault_for(error, self._start)
+            if fault is None:
+                raise
+        self._iterator = iter(fault(self._environ, self._start))
+        return next(self._iterator)
+
+    def close(self) -> None:
+        """Close the application's body, and release the handle."""
+        body, self._body = self._body, None
+        try:
+            close = getattr(body, "close", None)
+            if close is not None:
+                close()
+        finally:
+            self._iterator = None
+            if self._handle is not None:
+                self._handle.release()
+
+    def __del__(self) -> None:
+        handle = self._handle
+        if handle is not None and handle.is_live_here():
+            handle.release()
+            LOG.warning(
+                "A response was neither closed by the server nor by what "
+                "stands in front of this filter (PEP 3333 wants close() to "
+                "be called); %r was held until now.",
+                handle,
+            )
+
+
+class _SizedBody(_Body):
+    """A body whose number of chunks is known: servers make use of it."""
+
+    __slots__ = ()
+
+    def __len__(self) -> int:
+        return len(self._body)  # type: ignore[arg-type]
