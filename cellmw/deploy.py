@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from typing import Any
 
 from oslo_config import cfg
-from oslo_db import options as oslo_db_options
 
 from cellmw import options
 from cellmw import redaction
@@ -22,8 +21,6 @@ from cellmw.transports import oslo
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
-
-DATABASE_GROUP = "api_database"
 
 
 def filter_factory(
@@ -54,7 +51,7 @@ def filter_factory(
     if oslo_config_config is None:
         conf, identity = _read(source)
     elif isinstance(oslo_config_config, cfg.ConfigOpts):
-        conf, identity = oslo_config_config, ("object", oslo_config_config)
+        conf, identity = oslo_config_config, ("object", id(oslo_config_config))
     else:
         raise ConfigurationError(
             "cellmw: oslo_config_config takes a ConfigOpts from Python, not "
@@ -63,10 +60,9 @@ def filter_factory(
         )
     settings = options.load(conf, paste)
     oslo.prepare(conf)
-    _register_database_options(conf)
+    store.register_options(conf)
     secret = _database(conf, connection)
     redaction.install()
-    store.load_dialect(secret.reveal())
     found = runtime.registry().get(
         (settings, identity, connection and secret),
         lambda: runtime.Runtime(
@@ -95,7 +91,7 @@ def _read(
 ) -> tuple[cfg.ConfigOpts, tuple[Any, ...]]:
     """The configuration, and what makes two of them the same."""
     if not source:
-        return cfg.CONF, ("object", cfg.CONF)
+        return cfg.CONF, ("object", id(cfg.CONF))
     conf = cfg.ConfigOpts()
     file = source.get("oslo_config_file")
     problem = ""
@@ -122,23 +118,18 @@ def _read(
     return conf, ("source", *sorted(source.items()), *conf.config_file)
 
 
-def _register_database_options(conf: cfg.ConfigOpts) -> None:
-    """oslo.db's options, but for those that the service has registered."""
-    for opt in oslo_db_options.database_opts:
-        try:
-            conf.register_opt(opt, group=DATABASE_GROUP)
-        except cfg.DuplicateOptError:
-            continue  # Nova has its own in this group
-
-
 def _database(
     conf: cfg.ConfigOpts, connection: str | None
 ) -> redaction.Secret:
-    url = connection or conf[DATABASE_GROUP].connection
+    url = redaction.Secret(connection or conf[store.GROUP].connection or "")
     if not url:
         raise ConfigurationError(
             "cellmw: no API database is configured; set connection in "
-            f"[{DATABASE_GROUP}] of the service's configuration, or "
+            f"[{store.GROUP}] of the service's configuration, or "
             f"{options.PASTE_DATABASE_OPTION} in the filter's paste section"
         )
-    return redaction.Secret(url)
+    # Made and thrown away: it imports the driver, so that the first request
+    # does not pay for that, and finds out what cannot work.  It connects to
+    # nothing.
+    store.make_engine(conf, url.reveal())
+    return url

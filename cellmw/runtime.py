@@ -15,7 +15,6 @@ parent's.
 from __future__ import annotations
 
 import atexit
-import ctypes
 import itertools
 import logging
 import os
@@ -37,6 +36,7 @@ from cellmw.cells import store
 from cellmw.cells.directory import Directory
 from cellmw.cells.mapping import Cell
 from cellmw.cells.mapping import CellMapping
+from cellmw.forks import keep_for_ever
 from cellmw.options import Settings
 from cellmw.transports.closer import Closer
 from cellmw.transports.delivery import Borrower
@@ -148,7 +148,7 @@ class Process:
         except exceptions.LookupFailed:
             return cell
         if now.generation is None:
-            raise now.refuse(self.directory.next_refresh_in())
+            raise now.refuse(self.directory.refresh_due_in())
         return now
 
     def _expand(self, row: CellMapping) -> Cell:
@@ -309,7 +309,9 @@ class Runtime:
         """The engine of the API database.  Blocks; see oslo.db."""
         connection = self._connection
         return store.make_engine(
-            self.conf, connection.reveal() if connection else None
+            self.conf,
+            connection.reveal() if connection else None,
+            timeout=self.settings.lookup_timeout,
         )
 
     def process(self) -> Process:
@@ -330,7 +332,7 @@ class Runtime:
             process = self._processes.setdefault(pid, Process(self))
         self._process = process
         if inherited is not None and inherited is not process:
-            _keep_for_ever(inherited)
+            keep_for_ever(inherited)
         return process
 
     def close(self, timeout: float = EXIT_TIMEOUT) -> int:
@@ -349,11 +351,6 @@ class Runtime:
 
 def _secret(value: str | None) -> redaction.Secret | None:
     return redaction.Secret(value) if value else None
-
-
-def _keep_for_ever(inherited: Process) -> None:
-    """Let nothing of a parent's state be collected, not even at exit."""
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))
 
 
 class Registry:

@@ -81,6 +81,11 @@ class Handle(RPCTransport):  # type: ignore[misc]
     def _driver(self) -> NoReturn:
         raise exceptions.SendOnly(cell_uuid=self._cell.uuid or None)
 
+    def is_live_here(self) -> bool:
+        """Whether it is neither released nor a copy in a forked child."""
+        process = self._process
+        return process is not None and process.pid == os.getpid()
+
     def release(self) -> None:
         """End the request's hold.  Does not block; again does nothing.
 
