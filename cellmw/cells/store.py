@@ -1,0 +1,264 @@
+# Licensed under the Apache License, Version 2.0; see the file LICENSE.
+"""Reading the API database: the cells, and which of them an instance is in.
+
+:class:`Store` owns the engine that it makes, and with it the connections.
+It needs SELECT on ``cell_mappings`` and ``instance_mappings`` and nothing
+else.  Its calls block for as long as the driver does; who calls it bounds
+the waiting.  Writing is in :mod:`cellmw.cells.changes`.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import sqlalchemy as sa
+from oslo_config import cfg
+from oslo_db import options as oslo_db_options
+from oslo_db.sqlalchemy import engines
+
+from cellmw.cells.mapping import CellMapping
+from cellmw.cells.tables import cell_mappings, instance_mappings
+from cellmw.exceptions import ConfigurationError
+from cellmw.redaction import Secret
+
+GROUP = "api_database"
+
+# Built once: SQLAlchemy then finds the compiled form by identity.
+_CELLS = sa.select(
+    cell_mappings.c.id,
+    cell_mappings.c.uuid,
+    cell_mappings.c.name,
+    cell_mappings.c.transport_url,
+    cell_mappings.c.database_connection,
+    cell_mappings.c.disabled,
+).order_by(cell_mappings.c.id)
+_CELL_ID = sa.select(instance_mappings.c.cell_id).where(
+    instance_mappings.c.instance_uuid == sa.bindparam("instance_uuid")
+)
+
+
+class Store:
+    """The API database, read.  Thread-safe; raises what the driver raises.
+
+    :param engine: makes the engine, for example with :func:`make_engine`;
+        called on first use, and again in a process that was forked since
+    """
+
+    def __init__(self, engine: Callable[[], sa.Engine]) -> None:
+        self._make = engine
+        self._engine: tuple[int, sa.Engine] | None = None
+
+    def engine(self) -> sa.Engine:
+        """The engine of this process.  Blocks as little as making one."""
+        known = self._engine
+        pid = os.getpid()
+        if known is None or known[0] != pid:
+            # Two threads at once make two, of which one is not used any
+            # more: an engine that was only made has no connection.
+            known = self._engine = (pid, self._make())
+        return known[1]
+
+    def cells(self) -> list[CellMapping]:
+        """All cell mappings in the order of their ids, with one query."""
+        with self.engine().connect() as connection:
+            rows = connection.execute(_CELLS).mappings()
+            return [as_mapping(row) for row in rows]
+
+    def cell_id_of(self, instance_uuid: str) -> int | None:
+        """``id`` of the cell that an instance is in, with one query.
+
+        :returns: None where there is no mapping, or one without a cell yet
+        """
+        with self.engine().connect() as connection:
+            found: int | None = connection.execute(
+                _CELL_ID, {"instance_uuid": instance_uuid}
+            ).scalar()
+            return found
+
+    def close(self) -> None:
+        """Close the connections that are not in use.  May be called twice.
+
+        Those in use are closed when they come back.  Does nothing for an
+        engine that was made before a fork: its sockets are the parent's.
+        """
+        known, self._engine = self._engine, None
+        if known is not None and known[0] == os.getpid():
+            known[1].dispose()
+
+
+def as_mapping(row: sa.RowMapping) -> CellMapping:
+    """The row of a cell as a value."""
+    return CellMapping(
+        id=row["id"],
+        uuid=row["uuid"],
+        name=row["name"],
+        transport_url=_secret(row["transport_url"]),
+        database_connection=_secret(row["database_connection"]),
+        disabled=bool(row["disabled"]),
+    )
+
+
+def _secret(value: str | None) -> Secret | None:
+    return None if value is None else Secret(value)
+
+
+def register_options(conf: cfg.ConfigOpts) -> None:
+    """Register oslo.db's options as ``[api_database]``.
+
+    Those that the service has registered there itself are left as they are.
+    """
+    # Nova copies them as well: an option that two groups share cannot be
+    # deprecated in one of them.
+    for option in copy.deepcopy(oslo_db_options.database_opts):
+        try:
+            conf.register_opt(option, group=GROUP)
+        except cfg.DuplicateOptError:
+            continue
+
+
+def make_engine(
+    conf: cfg.ConfigOpts,
+    connection: str | None = None,
+    *,
+    timeout: float | None = None,
+    connect_timeout: float | None = None,
+    enforce_foreign_keys: bool = False,
+) -> sa.Engine:
+    """Make an engine from the options in ``[api_database]``.
+
+    Imports the driver, and opens no connection: of oslo.db's own attempts to
+    connect, ``max_retries`` times, none is made.  A database that is not
+    there yet is thus found out by the first question, and again by the next
+    one, which also notices first that it is back.
+
+    :param connection: SQLAlchemy URL that stands in for the option
+        ``connection``
+    :param timeout: seconds after which the driver gives up a statement, so
+        that its thread and connection come back; None: the driver's own
+        limits.  What the URL says about it itself is kept.  One question may
+        take a few times as long, for a dead connection has to be found out
+        and replaced first
+    :param connect_timeout: the same for connecting, if it differs
+    :param enforce_foreign_keys: for SQLite, which does not by itself; for
+        who writes
+    :raises ConfigurationError: there is no URL, it or an option cannot be
+        used, or its driver is not installed; shows no part of the URL
+    """
+    register_options(conf)
+    url = _url(connection or _option(conf, "connection"))
+    extra = _option(conf, "connection_parameters")
+    if extra:
+        url = url.update_query_string(extra, append=True)
+    if timeout is not None:
+        url = _bounded(url, timeout, connect_timeout or timeout)
+    arguments = {name: _option(conf, name) for name in _ENGINE_OPTIONS}
+    reason = "it is no database URL"
+    try:
+        engine: sa.Engine = engines.create_engine(
+            url,
+            max_retries=0,
+            # Yields to other green threads; ours are native.
+            thread_checkin=False,
+            sqlite_fk=enforce_foreign_keys,
+            **arguments,
+        )
+    except ImportError as error:
+        reason = f"Python package {error.name} is not installed"
+    except (sa.exc.ArgumentError, ValueError, TypeError):
+        pass
+    else:
+        # Parameters stand in the text of errors else, URLs among them.
+        engine.hide_parameters = True
+        return engine
+    raise ConfigurationError(f"{_WHERE}: {reason}")
+
+
+_WHERE = f"connection in [{GROUP}], or api_database_connection"
+_ENGINE_OPTIONS = (
+    "connection_debug",
+    "connection_recycle_time",
+    "connection_trace",
+    "max_overflow",
+    "max_pool_size",
+    "mysql_sql_mode",
+    "mysql_wsrep_sync_wait",
+    "pool_timeout",
+    "sqlite_synchronous",
+)
+
+
+def _option(conf: cfg.ConfigOpts, name: str) -> Any:
+    try:
+        return conf[GROUP][name]
+    except (cfg.Error, ValueError):
+        # Its text quotes the value.
+        pass
+    raise ConfigurationError(f"option {name} in [{GROUP}] has a bad value")
+
+
+def _url(text: str | None) -> sa.URL:
+    if not text:
+        raise ConfigurationError(
+            f"no API database is configured: set {_WHERE}"
+        )
+    try:
+        return sa.make_url(text)
+    except (sa.exc.ArgumentError, ValueError):
+        pass
+    raise ConfigurationError(f"{_WHERE}: it is no database URL")
+
+
+def _bounded(url: sa.URL, statement: float, connect: float) -> sa.URL:
+    """The URL with limits for the driver, where it has none of its own."""
+    make = _LIMITS.get(url.get_backend_name())
+    if make is None:
+        return url
+    limits = make(math.ceil(statement), math.ceil(connect))
+    return url.update_query_dict(
+        {name: text for name, text in limits.items() if name not in url.query}
+    )
+
+
+def _mysql_limits(statement: int, connect: int) -> Mapping[str, str]:
+    return {
+        "connect_timeout": str(connect),
+        "read_timeout": str(statement),
+        "write_timeout": str(statement),
+        # A statement that the driver gave up would wait on in the server,
+        # for a locked table a day long by default, until none can connect.
+        # The second half is read by MariaDB only.
+        "init_command": (
+            f"SET SESSION lock_wait_timeout = {statement} "
+            f"/*M! , max_statement_time = {statement} */"
+        ),
+    }
+
+
+def _postgresql_limits(statement: int, connect: int) -> Mapping[str, str]:
+    # The server ends a statement; that the server is gone is found out by
+    # TCP alone, for libpq has no limit for reading.
+    return {
+        "connect_timeout": str(connect),
+        "options": f"-c statement_timeout={statement * 1000}",
+        "tcp_user_timeout": str(statement * 1000),
+        "keepalives_idle": str(statement),
+        "keepalives_interval": "1",
+        "keepalives_count": "3",
+    }
+
+
+def _sqlite_limits(statement: int, connect: int) -> Mapping[str, str]:
+    # Waiting for a lock; a statement itself cannot be bounded.
+    return {"timeout": str(statement)}
+
+
+_LIMITS: Mapping[str, Callable[[int, int], Mapping[str, str]]] = {
+    "mysql": _mysql_limits,
+    "mariadb": _mysql_limits,
+    "postgresql": _postgresql_limits,
+    "sqlite": _sqlite_limits,
+}
