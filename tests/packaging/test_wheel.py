@@ -185,12 +185,15 @@ def test_every_entry_point_loads(installed: Path, folder: Path) -> None:
     assert loaded == declared
 
 
-def test_paste_finds_the_filter_by_egg(installed: Path, folder: Path) -> None:
+def test_paste_loads_the_section_of_the_readme(
+    installed: Path, folder: Path
+) -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    section = readme.partition("[filter:cellmw]")[2].partition("```")[0]
+    assert "use = egg:cellmw" in section
     paste = folder / "api-paste.ini"
     paste.write_text(
-        "[filter:cellmw]\n"
-        "use = egg:cellmw\n"
-        "api_database_connection = sqlite://\n"
+        f"[filter:cellmw]{section}api_database_connection = sqlite://\n"
     )
     program = (
         "from paste import deploy\n"
