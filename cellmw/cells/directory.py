@@ -1,0 +1,506 @@
+# Licensed under the Apache License, Version 2.0; see the file LICENSE.
+"""Which cell an instance is in, remembered for a while.
+
+The cells, of which there are tens to thousands, are known as one snapshot
+that one query reads anew.  Instances are asked for one at a time and
+remembered for ``instance_cache_ttl``.  What is remembered of an instance is
+the cell, not its connection information: that comes from the snapshot, so a
+new URL holds for all instances of its cell at once.
+
+The directory owns what it remembers and the questions that it has asked; the
+database and the threads are lent to it.  It belongs to one process: after a
+fork the child makes its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
+
+from cellmw import exceptions
+from cellmw.cells.instances import (
+    INDEX_BITS,
+    INDEX_MASK,
+    TICKS,
+    Instances,
+    pack,
+)
+from cellmw.cells.mapping import Cell, CellMapping
+from cellmw.cells.questions import (
+    Deadline,
+    Outage,
+    Question,
+    Questions,
+    describe,
+)
+from cellmw.workers import Workers
+
+LOG = logging.getLogger(__name__)
+
+# What is remembered serves these where ``instance_cache_for`` is ``safe``
+# (the methods of RFC 9110, 9.2.1, that an API serves).
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+# Once the mappings could not be read: seconds from one attempt to the next,
+# and seconds for which the one request waits that makes it.
+_PROBE_EVERY = 1.0
+_PROBE_WAIT = 0.25
+
+# A failure of a lookup belongs to the same outage as the one before if less
+# than this lies between them, in seconds, whatever has succeeded meanwhile.
+_QUIET = 1.0
+
+# UUIDs that have no cell are not asked for again before the next refresh;
+# this many are kept at most.
+_MOST_UNKNOWN = 1000
+
+_NEVER = -math.inf
+_CELLS = object()
+
+
+class Source(Protocol):
+    """The API database, as far as it is read here.
+
+    Both methods may block for as long as they like and raise what they like;
+    they are called in threads of their own.
+    """
+
+    def cells(self) -> Iterable[CellMapping]:
+        """All cell mappings, read with one query."""
+        ...
+
+    def cell_id_of(self, instance_uuid: str) -> int | None:
+        """``id`` of the cell mapping, None where there is none or no cell."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """Numbers for an operator to look at.
+
+    :ivar cells: known cell mappings
+    :ivar snapshot_age: seconds since they were read; None: never
+    :ivar reachable: whether the last attempt to read them succeeded
+    :ivar instances: instances remembered, expired ones included
+    :ivar hits: requests served from memory, so far
+    :ivar misses: requests for which the database was asked, so far
+    :ivar failures: requests that got LookupFailed, so far
+    :ivar questions: questions put to the database, so far
+    :ivar questions_out: of these, how many it is still at
+    :ivar questions_waiting: questions that stand in line for a place
+    """
+
+    cells: int
+    snapshot_age: float | None
+    reachable: bool
+    instances: int
+    hits: int
+    misses: int
+    failures: int
+    questions: int
+    questions_out: int
+    questions_waiting: int
+
+
+class Directory:
+    """What a process knows of cells and instances.  Thread-safe.
+
+    Nothing is asked before the first :meth:`find`.  No method waits for the
+    database longer than ``lookup_timeout``, or the timeout that it is given,
+    whatever the database does.  All times are in seconds.
+
+    :param source: the API database; lent
+    :param expand: what requests for a cell get; pure, raises nothing
+    :param workers: the threads that ask; lent
+    :param on_refresh: called with all cells by UUID each time that they were
+        read, in the thread that read them, while no lock is held
+    :param clock: seconds, monotonic
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        expand: Callable[[CellMapping], Cell],
+        workers: Workers,
+        lookup_timeout: float,
+        lookup_concurrency: int,
+        cell_refresh_interval: float,
+        instance_cache_ttl: float,
+        instance_cache_for: str,
+        instance_cache_size: int,
+        on_refresh: Callable[[Mapping[str, Cell]], None] = lambda cells: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._source = source
+        self._expand = expand
+        self._timeout = lookup_timeout
+        self._interval = cell_refresh_interval
+        # Where nothing is remembered, no answer is shared for being recent.
+        self._for_all = instance_cache_for == "all" and instance_cache_ttl > 0
+        self._on_refresh = on_refresh
+        self._clock = clock
+        self._questions = Questions(
+            workers,
+            concurrency=lookup_concurrency,
+            overdue_after=lookup_timeout,
+            clock=clock,
+        )
+        self._instances = Instances(
+            ttl=instance_cache_ttl, size=instance_cache_size
+        )
+        # The snapshot.  A cell keeps its index for good, also while it is
+        # gone: an entry of an instance must never come to mean another cell.
+        # Only who holds the lock changes these; readers take each as it is.
+        self._installing = threading.Lock()
+        self._installed = 0
+        self._slots: list[Cell | None] = []
+        self._index_of: dict[str, int] = {}
+        self._rows: dict[str, CellMapping] = {}
+        self._by_uuid: dict[str, Cell] = {}
+        self._by_id: dict[int | None, int] = {}
+        self._gone: dict[int | None, Cell] = {}
+        self._unknown: set[str] = set()
+        self._read_at = _NEVER
+        self._fresh_until = _NEVER
+        # Entries of instances above this hold until then at least.
+        self._lasting = 0
+        self._cells_outage = Outage(
+            "which cells there are",
+            "those known are used until it can be",
+            clock,
+        )
+        self._instances_outage = Outage(
+            "where an instance is",
+            "requests for instances not remembered fail until it can be",
+            clock,
+            quiet=_QUIET,
+        )
+        self._hits = 0
+        self._misses = 0
+        self._failures = 0
+
+    def find(self, instance_uuid: str, method: str = "GET") -> Cell | None:
+        """The cell of an instance.
+
+        Blocks for at most ``lookup_timeout``, and not at all if the instance
+        is remembered and the snapshot is current.
+
+        A request that is served from memory may share a question that was
+        under way when it came.  One that is not shares none that was put to
+        the database before: the answer might be older than the request.
+
+        :param instance_uuid: in lower case
+        :param method: the request's, as it stands in its environ
+        :returns: None where there is no mapping, or no cell in it yet; a
+            cell that refuses where the mapping names one that does not exist
+        :raises LookupFailed: the database did not answer
+        """
+        if method not in SAFE_METHODS and not self._for_all:
+            return self._find(instance_uuid, from_memory=False)
+        # The rest is _find() for what is remembered, without a call.
+        now = self._clock()
+        if self._read_at <= now < self._fresh_until:
+            instances = self._instances
+            packed = instances.recent.get(instance_uuid)
+            if packed is None:
+                packed = instances.older.get(instance_uuid)
+            # Most entries outlive the snapshot.  That is seen by comparing two
+            # ints, which takes a fifth of comparing an int with a float.
+            if packed is not None and (
+                packed > self._lasting or packed >> INDEX_BITS > now * TICKS
+            ):
+                cell = self._slots[packed & INDEX_MASK]
+                if cell is not None:
+                    self._hits += 1
+                    return cell
+        return self._find(instance_uuid, from_memory=True)
+
+    def cell(self, cell_uuid: str, *, timeout: float | None = None) -> Cell:
+        """A cell by its UUID.  Blocks as :meth:`find` does.
+
+        :param timeout: seconds; None: ``lookup_timeout``
+        :raises CellNotFound: there is no such mapping
+        :raises LookupFailed: the database did not answer
+        """
+        now = self._clock()
+        if self._read_at <= now < self._fresh_until:
+            cell = self._by_uuid.get(cell_uuid)
+            if cell is not None:
+                return cell
+        deadline = self._deadline(timeout)
+        self._be_current(deadline)
+        cell = self._by_uuid.get(cell_uuid)
+        if cell is None and cell_uuid not in self._unknown:
+            self._read_now(deadline)
+            cell = self._by_uuid.get(cell_uuid)
+            if cell is None and len(self._unknown) < _MOST_UNKNOWN:
+                self._unknown.add(cell_uuid)
+        if cell is None:
+            raise exceptions.CellNotFound(
+                cell_uuid=cell_uuid, retry_after=self.refresh_due_in()
+            )
+        return cell
+
+    def refresh(self, *, timeout: float | None = None) -> None:
+        """Read the cell mappings now.
+
+        They are read after this was called: a reading that was under way is
+        waited for and done again.  What is remembered of instances stays.
+
+        :param timeout: seconds; None: ``lookup_timeout``
+        :raises LookupFailed: the database did not answer; the mappings that
+            were known before are used on
+        """
+        self._read_now(self._deadline(timeout))
+
+    def forget(self, instance_uuid: str) -> None:
+        """Know nothing about an instance.  Does not block.
+
+        For who has just moved it, after the new mapping is committed: no
+        request that begins after this call gets an answer from before.
+        """
+        # In this order: see Instances.learn().
+        self._questions.outdate(instance_uuid)
+        self._instances.forget(instance_uuid)
+
+    def remembered_for(self, instance_uuid: str) -> float | None:
+        """For how many seconds an instance is remembered; None: it is not."""
+        entry = self._instances.entry(instance_uuid, self._clock())
+        if entry is None or self._slots[entry[0]] is None:
+            return None
+        return entry[1]
+
+    def refresh_due_in(self) -> float:
+        """Seconds until the snapshot is no longer current; 0: it is not."""
+        return max(0.0, self._fresh_until - self._clock())
+
+    def stats(self) -> Stats:
+        """Numbers to look at.  The counts of requests are about right."""
+        load = self._questions.load()
+        age = self._age()
+        return Stats(
+            cells=len(self._by_uuid),
+            snapshot_age=age if math.isfinite(age) else None,
+            reachable=not self._cells_outage.lasting,
+            instances=len(self._instances),
+            hits=self._hits,
+            misses=self._misses,
+            failures=self._failures,
+            questions=load.asked,
+            questions_out=load.out,
+            questions_waiting=load.waiting,
+        )
+
+    def close(self) -> None:
+        """Forget all, and ask nothing any more.  Does not block.
+
+        Questions that the database is at are left to it.  May be called
+        twice.  What is asked for afterwards is LookupFailed.
+        """
+        self._questions.close()
+        self._instances.close()
+
+    def _find(self, instance_uuid: str, *, from_memory: bool) -> Cell | None:
+        deadline = self._deadline(None)
+        self._be_current(deadline)
+        question = None
+        while question is None:
+            if from_memory:
+                cell = self._remembered(instance_uuid)
+                if cell is not None:
+                    self._hits += 1
+                    return cell
+            # What was learned since we looked is found, not asked for again:
+            # of many misses at once the last ones come that late.
+            question, _ = self._questions.ask(
+                instance_uuid,
+                self._read_instance,
+                fresh=not from_memory,
+                unless=self._remembered if from_memory else None,
+            )
+        self._misses += 1
+        cause = self._wait(question, deadline, self._instances_outage)
+        if cause is not None:
+            raise self._failure(cause)
+        if question.result is None:
+            return None
+        return self._cell_with_id(question.result, deadline)
+
+    def _remembered(self, instance_uuid: str) -> Cell | None:
+        entry = self._instances.entry(instance_uuid, self._clock())
+        return None if entry is None else self._slots[entry[0]]
+
+    def _cell_with_id(self, cell_id: int, deadline: Deadline) -> Cell:
+        cell = self._known(cell_id)
+        if cell is None and cell_id not in self._gone:
+            self._read_now(deadline)
+            cell = self._known(cell_id)
+        if cell is None:
+            cause = f"the instance's mapping names the cell with id {cell_id}"
+            cell = self._gone.setdefault(cell_id, _refusing("", None, cause))
+        return cell
+
+    def _known(self, cell_id: int) -> Cell | None:
+        index = self._by_id.get(cell_id)
+        return None if index is None else self._slots[index]
+
+    def _age(self) -> float:
+        # In this order, or a reading in between looks like time going back.
+        read_at = self._read_at
+        return self._clock() - read_at
+
+    def _is_current(self, _: object) -> bool:
+        return 0 <= self._age() < self._interval
+
+    def _be_current(self, deadline: Deadline) -> None:
+        """Have a snapshot that may be used.
+
+        One that is a little too old serves all but the request that has it
+        read; one that is much too old serves nobody, unless the database
+        cannot be reached.
+        """
+        age = self._age()
+        if 0 <= age < self._interval:
+            return
+        outage = self._cells_outage
+        known = self._installed > 0
+        wait = math.inf
+        if known and outage.holds(self._interval + self._timeout):
+            # One request now and then sees whether it still lasts, and does
+            # not wait long for that.
+            if not outage.may_probe(_PROBE_EVERY):
+                return
+            wait = _PROBE_WAIT
+        question, is_new = self._questions.ask(
+            _CELLS, self._read_cells, urgent=True, unless=self._is_current
+        )
+        if question is None:
+            return
+        if known and not is_new and 0 <= age < 2 * self._interval:
+            self._questions.leave(question)
+            return
+        cause = self._wait(question, deadline, outage, wait)
+        if cause is not None and not known:
+            raise self._failure(cause)
+
+    def _read_now(self, deadline: Deadline) -> None:
+        question, _ = self._questions.ask(
+            _CELLS, self._read_cells, urgent=True, fresh=True
+        )
+        assert question is not None
+        cause = self._wait(question, deadline, self._cells_outage)
+        if cause is not None:
+            raise self._failure(cause)
+
+    def _deadline(self, timeout: float | None) -> Deadline:
+        return Deadline(
+            self._timeout if timeout is None else timeout, self._clock
+        )
+
+    def _wait(
+        self,
+        question: Question,
+        deadline: Deadline,
+        outage: Outage,
+        at_most: float = math.inf,
+    ) -> str | None:
+        """Wait for an answer; why there is none, or None."""
+        if self._questions.wait(question, min(at_most, deadline.left())):
+            return question.failure
+        if question.asked_at is None:
+            cause = "no place among lookup_concurrency became free"
+        else:
+            cause = "no answer"
+        cause = f"{cause} within {min(at_most, deadline.limit):g} seconds"
+        if min(at_most, deadline.limit) >= self._timeout:
+            outage.begin(cause)
+        return cause
+
+    def _failure(self, cause: str) -> exceptions.LookupFailed:
+        self._failures += 1
+        return exceptions.LookupFailed(
+            "the API database could not be asked", cause=cause
+        )
+
+    # From here on: in a worker's thread.
+
+    def _read_instance(self, question: Question) -> int | None:
+        with self._instances_outage:
+            cell_id = self._source.cell_id_of(str(question.key))
+        index = None if cell_id is None else self._by_id.get(cell_id)
+        self._instances.learn(question, index)
+        return cell_id
+
+    def _read_cells(self, question: Question) -> None:
+        with self._cells_outage:
+            cells = self._install(question, list(self._source.cells()))
+        if cells is None:
+            return
+        try:
+            self._on_refresh(cells)
+        except Exception as error:
+            LOG.error("Handing on new cell mappings: %s", describe(error))
+
+    def _install(
+        self, question: Question, mappings: list[CellMapping]
+    ) -> dict[str, Cell] | None:
+        """Make this the snapshot, unless there is a younger one."""
+        with self._installing:
+            if question.number < self._installed:
+                return None
+            cells = {row.uuid: self._cell_of(row) for row in mappings}
+            by_id = {row.id: self._index(row.uuid) for row in mappings}
+            gone = {
+                id_: cell
+                for id_, cell in self._gone.items()
+                if cell.uuid and id_ not in by_id
+            }
+            for id_, index in self._by_id.items():
+                left = self._slots[index]
+                if id_ not in by_id and left is not None:
+                    gone[id_] = _refusing(left.uuid, left.name, "")
+            # First what entries of instances lead to, then what new entries
+            # are made of, then that it is current.
+            for uuid in self._by_uuid.keys() - cells.keys():
+                self._slots[self._index_of[uuid]] = None
+            for uuid, cell in cells.items():
+                self._slots[self._index_of[uuid]] = cell
+            self._rows = {row.uuid: row for row in mappings}
+            self._by_uuid = cells
+            self._by_id = by_id
+            self._gone = gone
+            self._unknown = set()
+            assert question.asked_at is not None
+            if question.asked_at < self._read_at:
+                # The clock was set back: no entry's time means anything.
+                self._instances.clear()
+            self._read_at = question.asked_at
+            until = question.asked_at + self._interval
+            # Never an old one beside the new time.
+            self._lasting = pack(until, INDEX_MASK)
+            self._fresh_until = until
+            self._installed = question.number
+        return cells
+
+    def _cell_of(self, row: CellMapping) -> Cell:
+        """What requests get; the same object as long as the row is equal."""
+        if self._rows.get(row.uuid) == row:
+            return self._by_uuid[row.uuid]
+        return self._expand(row)
+
+    def _index(self, cell_uuid: str) -> int:
+        index = self._index_of.get(cell_uuid)
+        if index is None:
+            index = self._index_of[cell_uuid] = len(self._slots)
+            self._slots.append(None)
+        return index
+
+
+def _refusing(uuid: str, name: str | None, cause: str) -> Cell:
+    return Cell(uuid, name, refusal=(exceptions.CellNotFound, cause))

@@ -1,0 +1,465 @@
+# Licensed under the Apache License, Version 2.0; see the file LICENSE.
+"""Asking a database that may not answer.
+
+A question runs on a worker's thread, so that a request waits for its answer
+as long as it wants to and no longer, whatever the driver does.  Requests that
+want to know the same share one question, and only so many are out at once;
+the others stand in line.
+
+:class:`Questions` owns the line and the places.  A question that was asked
+keeps its place until the driver comes back from it, whether or not anybody
+still waits.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import logging
+import threading
+import types
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from cellmw import redaction
+from cellmw.workers import Job, Workers
+
+LOG = logging.getLogger(__name__)
+
+
+class Question(Job):
+    """One question.  Made by :meth:`Questions.ask`.
+
+    After :meth:`wait` has returned True, either ``result`` is the answer or
+    ``failure`` is set.
+
+    :ivar key: what it is about; two questions with one key are the same
+    :ivar number: which question it is, counted from 1 in the order of asking
+    :ivar asked_at: when it was put to the database; None: not yet
+    :ivar failure: why there is no answer, without credentials
+    :ivar outdated: something has happened since it was asked, so that the
+        answer serves those who wait, and is not to be remembered
+    """
+
+    __slots__ = (
+        "asked_at",
+        "failure",
+        "key",
+        "number",
+        "outdated",
+        "overdue",
+        "urgent",
+        "waiters",
+    )
+
+    def __init__(
+        self,
+        key: Hashable,
+        function: Callable[[Question], Any],
+        *,
+        urgent: bool,
+    ) -> None:
+        super().__init__(function, (self,))
+        self.key = key
+        self.urgent = urgent
+        self.number = 0
+        self.asked_at: float | None = None
+        self.failure: str | None = None
+        self.outdated = False
+        self.overdue = False
+        self.waiters = 0
+
+    def run(self) -> None:
+        """Do it, in the calling thread.  Never raises."""
+        super().run()
+        if self.error is not None:
+            self.fail(describe(self.error))
+            # Its traceback holds the driver's variables.
+            self.error = None
+
+    def fail(self, cause: str) -> None:
+        """Note why there is no answer."""
+        self.failure = cause
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What is going on.
+
+    :ivar asked: questions put to the database so far
+    :ivar out: of these, how many the driver has not come back from
+    :ivar waiting: questions that stand in line
+    """
+
+    asked: int
+    out: int
+    waiting: int
+
+
+class Questions:
+    """The questions of one process.  Thread-safe.
+
+    :param concurrency: most questions out at once
+    :param overdue_after: seconds after which a question is taken as lost, so
+        that nobody new waits for it.  One other may then be out for the same
+        key, but not a third, so that one statement that hangs does not take
+        all places.
+    """
+
+    def __init__(
+        self,
+        workers: Workers,
+        *,
+        concurrency: int,
+        overdue_after: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._workers = workers
+        self._concurrency = concurrency
+        self._overdue_after = overdue_after
+        self._clock = clock
+        self._lock = threading.Lock()
+        # The question of each key that who comes now may wait for, and the
+        # one that is asked after it.
+        self._current: dict[Hashable, Question] = {}
+        self._following: dict[Hashable, Question] = {}
+        # Keys with a question out that is overdue and no longer current.
+        self._overdue: set[Hashable] = set()
+        # Taken at its front, and from anywhere when nobody waits any more.
+        self._line: collections.OrderedDict[Question, None] = (
+            collections.OrderedDict()
+        )
+        self._out = 0
+        self._asked = 0
+        self._closed = False
+
+    def ask(
+        self,
+        key: Hashable,
+        function: Callable[[Question], Any],
+        *,
+        fresh: bool = False,
+        urgent: bool = False,
+        unless: Callable[[Any], object] | None = None,
+    ) -> tuple[Question | None, bool]:
+        """Have a question asked, or join one.  Does not block.
+
+        Who asks waits for it with :meth:`wait`, or says with :meth:`leave`
+        that it does not.
+
+        :param key: what it is about
+        :param function: called with the question, in another thread
+        :param fresh: join only a question that is not asked yet
+        :param urgent: goes to the head of the line
+        :param unless: called with the key where no question could be joined;
+            if it gives a true value, nothing is asked.  A lock is held, so
+            it only looks something up.
+        :returns: the question, None if nothing is asked; and whether it is a
+            new one
+        """
+        new = Question(key, function, urgent=urgent)
+        now = self._clock()
+        with self._lock:
+            question = self._to_join(new, fresh=fresh, now=now)
+            if question is not None:
+                question.waiters += 1
+                return question, question is new
+            question = self._following.pop(key, None)
+            if question is None:
+                # What an earlier question learned was kept before it ended.
+                if unless is not None and unless(key):
+                    return None, False
+                question = new
+            question.waiters += 1
+            closed = self._closed
+            if not closed:
+                self._current[key] = question
+                starts = self._has_place(question)
+        if closed:
+            question.fail("closed")
+            question.finish()
+        elif starts:
+            self._start(question)
+        return question, question is new
+
+    def wait(self, question: Question, timeout: float) -> bool:
+        """Wait for an answer or a failure.
+
+        :param timeout: seconds
+        :returns: whether there is one
+        """
+        done = False
+        try:
+            done = question.wait(timeout)
+        finally:
+            if not done:
+                self.leave(question)
+        return done
+
+    def leave(self, question: Question) -> None:
+        """Wait no longer.  A question that nobody waits for is not asked."""
+        with self._lock:
+            question.waiters -= 1
+            if not question.waiters and question.asked_at is None:
+                self._line.pop(question, None)
+                for of_key in (self._current, self._following):
+                    if of_key.get(question.key) is question:
+                        del of_key[question.key]
+
+    def outdate(self, key: Hashable) -> None:
+        """What was asked about this is not true any more.
+
+        Those who wait get the answer all the same; who comes now waits for
+        one that is asked after this call.
+        """
+        with self._lock:
+            question = self._current.get(key)
+            if question is not None and question.asked_at is not None:
+                question.outdated = True
+
+    def load(self) -> Load:
+        """What is going on just now."""
+        with self._lock:
+            return Load(
+                asked=self._asked, out=self._out, waiting=len(self._line)
+            )
+
+    def close(self) -> None:
+        """Ask nothing any more: what is asked from now on fails at once.
+
+        What the database is at stays there; who waits for it goes on waiting.
+        """
+        with self._lock:
+            self._closed = True
+            left = [*self._line, *self._following.values()]
+            self._line.clear()
+            self._following.clear()
+            self._current.clear()
+        for question in left:
+            question.fail("closed")
+            question.finish()
+
+    def _to_join(
+        self, new: Question, *, fresh: bool, now: float
+    ) -> Question | None:
+        """The question to wait for; None: there has to be another one."""
+        key = new.key
+        current = self._current.get(key)
+        if current is None or current.asked_at is None:
+            return current
+        if key not in self._overdue and self._is_overdue(current, now):
+            self._overdue.add(key)
+            current.outdated = current.overdue = True
+            del self._current[key]
+            return None
+        if fresh or current.outdated:
+            return self._following.setdefault(key, new)
+        return current
+
+    def _is_overdue(self, question: Question, now: float) -> bool:
+        assert question.asked_at is not None
+        # Before and after, for the clock may have been set back.
+        return abs(now - question.asked_at) >= self._overdue_after
+
+    def _has_place(self, question: Question) -> bool:
+        """Give it a place, or else put it in line."""
+        if self._out < self._concurrency:
+            self._out += 1
+            return True
+        self._stand_in_line(question)
+        return False
+
+    def _stand_in_line(self, question: Question) -> None:
+        self._line[question] = None
+        if question.urgent:
+            self._line.move_to_end(question, last=False)
+
+    def _start(self, question: Question | None) -> None:
+        while question is not None:
+            job = self._workers.submit(self._serve, question)
+            if job.error is None:
+                return
+            # No thread could be started.
+            question.fail(describe(job.error))
+            following = self._end(question)
+            question.finish()
+            question = following
+
+    def _serve(self, question: Question | None) -> None:
+        """Ask this one, and on the same place what stands in line."""
+        while question is not None:
+            wanted = self._begin(question)
+            if self._closed:
+                question.fail("closed")
+            elif wanted:
+                question.run()
+            following = self._end(question)
+            if wanted:
+                question.finish()
+            question = following
+
+    def _begin(self, question: Question) -> bool:
+        now = self._clock()
+        with self._lock:
+            if not question.waiters:
+                return False
+            self._asked += 1
+            question.number = self._asked
+            question.asked_at = now
+        return True
+
+    def _end(self, question: Question) -> Question | None:
+        """Who uses its place next; if nobody, the place is given back."""
+        key = question.key
+        with self._lock:
+            if question.overdue:
+                self._overdue.discard(key)
+            elif self._current.get(key) is question:
+                del self._current[key]
+                following = self._following.pop(key, None)
+                if following is not None:
+                    self._current[key] = following
+                    self._stand_in_line(following)
+            if self._line:
+                return self._line.popitem(last=False)[0]
+            self._out -= 1
+            return None
+
+
+class Deadline:
+    """A time up to which somebody waits.
+
+    What is left is never more than the limit, even if the clock is set back.
+
+    :param limit: seconds from now
+    """
+
+    __slots__ = ("_clock", "_end", "limit")
+
+    def __init__(self, limit: float, clock: Callable[[], float]) -> None:
+        self.limit = limit
+        self._clock = clock
+        self._end = clock() + limit
+
+    def left(self) -> float:
+        """Seconds; not below 0."""
+        return min(self.limit, max(0.0, self._end - self._clock()))
+
+
+class Outage:
+    """Whether one kind of question fails.  Thread-safe.
+
+    The log is told once when it begins and once when it ends.  Around asking
+    it is a context manager, which lets errors pass.
+
+    :param what: what is asked, for the log
+    :param meanwhile: what becomes of requests, for the log
+    :param quiet: seconds without a failure before a success ends it, so that
+        a database that answers half of the questions does not fill the log
+    """
+
+    __slots__ = (
+        "_clock",
+        "_last",
+        "_lock",
+        "_meanwhile",
+        "_quiet",
+        "_since",
+        "_what",
+        "lasting",
+    )
+
+    def __init__(
+        self,
+        what: str,
+        meanwhile: str,
+        clock: Callable[[], float],
+        *,
+        quiet: float = 0.0,
+    ) -> None:
+        self._what = what
+        self._meanwhile = meanwhile
+        self._clock = clock
+        self._quiet = quiet
+        self._lock = threading.Lock()
+        self._since = 0.0
+        self._last = 0.0
+        self.lasting = False
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: types.TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.end()
+        else:
+            self.begin(describe(error))
+
+    def begin(self, cause: str) -> None:
+        """A question has failed."""
+        now = self._clock()
+        with self._lock:
+            begins, self.lasting = not self.lasting, True
+            self._last = now
+            if begins:
+                self._since = now
+        if begins:
+            LOG.warning(
+                "The API database could not be asked %s: %s; %s",
+                self._what,
+                cause,
+                self._meanwhile,
+            )
+
+    def end(self) -> None:
+        """A question was answered."""
+        if self.lasting:
+            self._end()
+
+    def _end(self) -> None:
+        now = self._clock()
+        with self._lock:
+            quiet = abs(now - self._last) >= self._quiet
+            ends = self.lasting and quiet
+            if ends:
+                self.lasting = False
+            lasted = now - self._since
+        if ends:
+            LOG.warning(
+                "The API database answers again %s, after %.0f seconds",
+                self._what,
+                lasted,
+            )
+
+    def holds(self, seconds: float) -> bool:
+        """Whether it lasts, and was seen to within these seconds."""
+        return self.lasting and abs(self._clock() - self._last) < seconds
+
+    def may_probe(self, every: float) -> bool:
+        """Whether the caller is to see if it still lasts.
+
+        Says yes once in so many seconds.
+        """
+        now = self._clock()
+        with self._lock:
+            if abs(now - self._last) < every:
+                return False
+            self._last = now
+            return True
+
+
+def describe(error: BaseException) -> str:
+    """What went wrong in the database, as one line without credentials.
+
+    SQLAlchemy and oslo.db wrap the driver's error and add the statement; what
+    the driver says is what an operator needs.
+    """
+    inner = error
+    for name in ("inner_exception", "orig"):
+        inner = getattr(inner, name, None) or inner
+    return redaction.describe(inner)
