@@ -30,6 +30,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"cellmw.cells.questions"}),
     frozenset({"cellmw.cells.instances"}),
     frozenset({"cellmw.cells.store", "cellmw.cells.directory"}),
+    frozenset({"cellmw.cells.changes"}),
     frozenset({"cellmw.cells.migrations.*"}),
     # What is open.
     frozenset({"cellmw.transports", "cellmw.transports.closer"}),
