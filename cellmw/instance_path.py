@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable
 
 GROUP = "instance_uuid"
 
-_UUID_FORM = r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"
+# Written out, for a repeated group costs half as much again.
+_UUID_FORM = "-".join(rf"[0-9A-Fa-f]{{{n}}}" for n in (8, 4, 4, 4, 12))
 _UUID = rf"(?P<{GROUP}>{_UUID_FORM})"
 _is_uuid = re.compile(_UUID_FORM).fullmatch
 
@@ -82,14 +83,11 @@ _ALL_DEFAULTS = re.compile(
     )
     + r")\Z"
 ).match
-_SHORTEST = len("/servers/") + 36
 
 
 def _find_by_default(path: str) -> str | None:
-    """What the default patterns find, in a tenth of their time."""
-    if len(path) < _SHORTEST or path.count("-") < 4:
-        return None
-    if "/servers/" not in path and "/os-" not in path:
-        return None
+    """What the default patterns find, in a fifth of their time."""
+    if path.count("-") < 4:
+        return None  # no UUID in it at all
     found = _ALL_DEFAULTS(path)
     return found[found.lastindex or 0].lower() if found else None

@@ -10,6 +10,7 @@ the request's hold on its cell's transport ends.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
@@ -106,7 +107,10 @@ class CellMW:
         self, environ: WSGIEnvironment, uuid: str
     ) -> tuple[Handle | None, str | None]:
         """What goes on the context of this request."""
-        process = self._runtime.process()
+        runtime = self._runtime
+        process = runtime.current
+        if process is None or process.pid != os.getpid():
+            process = runtime.process()
         identity = environ.get("HTTP_X_IDENTITY_STATUS", "Confirmed")
         if identity != "Confirmed":
             return Handle(process, _NOT_CONFIRMED), None
@@ -170,20 +174,6 @@ def _fault(code: int, kind: str, message: str) -> webob.Response:
     return response
 
 
-class _StartResponse:
-    """The server's start_response, and whether it has been called."""
-
-    __slots__ = ("_start_response", "called")
-
-    def __init__(self, start_response: StartResponse) -> None:
-        self._start_response = start_response
-        self.called = False
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Callable[[bytes], object]:
-        self.called = True
-        return self._start_response(*args, **kwargs)
-
-
 def _respond(
     application: WSGIApplication,
     environ: WSGIEnvironment,
@@ -191,7 +181,12 @@ def _respond(
     handle: Handle | None,
 ) -> Iterable[bytes]:
     """Call the application, and see to it that the handle is released."""
-    start = _StartResponse(start_response)
+    called: list[bool] = []
+
+    def start(*args: Any, **kwargs: Any) -> Callable[[bytes], object]:
+        called.append(True)
+        return start_response(*args, **kwargs)
+
     file_wrapper = environ.get("wsgi.file_wrapper")
     if file_wrapper is not None and not isinstance(file_wrapper, type):
         file_wrapper = _FileWrapper(file_wrapper)
@@ -202,7 +197,7 @@ def _respond(
     except exceptions.CellMWError as error:
         if handle is not None:
             handle.release()
-        fault = _fault_for(error, start)
+        fault = _fault_for(error, called)
         if fault is None:
             raise
     except BaseException:
@@ -217,14 +212,14 @@ def _respond(
             handle.release()
         return body
     wrapper = _SizedBody if hasattr(body, "__len__") else _Body
-    return wrapper(body, environ, start, handle)
+    return wrapper(body, environ, start_response, called, handle)
 
 
 def _fault_for(
-    error: exceptions.CellMWError, start: _StartResponse
+    error: exceptions.CellMWError, called: list[bool]
 ) -> webob.Response | None:
     """The answer for an error that the application let through, if any."""
-    if start.called or isinstance(error, exceptions.TransportReleased):
+    if called or isinstance(error, exceptions.TransportReleased):
         return None
     return _unavailable(error)
 
@@ -260,23 +255,26 @@ class _Body:
 
     __slots__ = (
         "_body",
+        "_called",
         "_environ",
         "_handle",
         "_iterator",
-        "_start",
+        "_start_response",
     )
 
     def __init__(
         self,
         body: Iterable[bytes],
         environ: WSGIEnvironment,
-        start: _StartResponse,
+        start_response: StartResponse,
+        called: list[bool],
         handle: Handle | None,
     ) -> None:
         self._body: Iterable[bytes] | None = body
         self._iterator: Iterator[bytes] | None = None
         self._environ = environ
-        self._start = start
+        self._start_response = start_response
+        self._called = called
         self._handle = handle
 
     def __iter__(self) -> Iterator[bytes]:
@@ -289,10 +287,12 @@ class _Body:
                 self._iterator = iter(self._body or ())
             return next(self._iterator)
         except exceptions.CellMWError as error:
-            fault = _fault_for(error, self._start)
+            fault = _fault_for(error, self._called)
             if fault is None:
                 raise
-        self._iterator = iter(fault(self._environ, self._start))
+        self._iterator = iter(
+            fault(self._environ, self._start_response)
+        )
         return next(self._iterator)
 
     def close(self) -> None:

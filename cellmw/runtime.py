@@ -296,7 +296,7 @@ class Runtime:
         self.conf = conf
         self.clock = clock
         self._connection = connection
-        self._process: Process | None = None
+        self.current: Process | None = None
         # By process id; see process().
         self._processes: dict[int, Process] = {}
         self._hold = redaction.KNOWN.hold(
@@ -316,7 +316,7 @@ class Runtime:
 
     def process(self) -> Process:
         """The state of the calling process, made on first use."""
-        process = self._process
+        process = self.current
         if process is not None and process.pid == os.getpid():
             return process
         return self._enter_process()
@@ -326,11 +326,11 @@ class Runtime:
         # never be free here.  Of several threads one wins; what the others
         # made has opened nothing.
         pid = os.getpid()
-        inherited = self._process
+        inherited = self.current
         process = self._processes.get(pid)
         if process is None:
             process = self._processes.setdefault(pid, Process(self))
-        self._process = process
+        self.current = process
         if inherited is not None and inherited is not process:
             keep_for_ever(inherited)
         return process
@@ -428,7 +428,7 @@ class Registry:
         """Shut all of them down, within ``timeout`` seconds in all or so."""
         deadline = time.monotonic() + timeout
         for runtime in self:
-            if runtime._process is None or runtime._process.pid != os.getpid():
+            if runtime.current is None or runtime.current.pid != os.getpid():
                 continue  # never used in this process
             runtime.close(max(0.0, deadline - time.monotonic()))
 

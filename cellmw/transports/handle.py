@@ -92,19 +92,14 @@ class Handle(RPCTransport):  # type: ignore[misc]
         A message that is still in flight keeps the transport until that
         message is done.
         """
-        process = self._process
-        if process is None:
-            return
-        if process.pid != os.getpid():
-            # The parent's: neither its lock nor its lease is ours.
-            self._process = self._borrower = None
-            return
-        with process.lock:
-            self._process = None
-            borrower = self._borrower
-            self._borrower = None
-        if borrower is not None:
-            borrower.end()
+        # In this order, and the other way round in _borrow: of a release and
+        # a first message at the same time one sees what the other has done.
+        process, self._process = self._process, None
+        borrower, self._borrower = self._borrower, None
+        if borrower is not None and process is not None:
+            # In a forked child it is the parent's, lock and lease.
+            if process.pid == os.getpid():
+                borrower.end()
 
     def _send(
         self,
@@ -156,20 +151,19 @@ class Handle(RPCTransport):  # type: ignore[misc]
         if process.pid != os.getpid():
             process = process.here()
             self._process, self._borrower = process, None
-        with process.lock:
-            borrower = self._borrower
-            over = self._process is None
-        if over:
-            raise self._released()
+        borrower = self._borrower
         if borrower is None:
             new = process.borrower(self._cell)
             with process.lock:
-                over = self._process is None
-                if not over:
-                    if self._borrower is None:
-                        self._borrower = new
-                    borrower = self._borrower
-            if over or borrower is None:
+                if self._borrower is None:
+                    self._borrower = new
+                borrower = self._borrower
+            if self._process is None:
+                # Released meanwhile.  Whoever comes second ends it again,
+                # which does nothing.
+                self._borrower = None
+                new.end()
+                borrower.end()
                 raise self._released()
         return process, borrower
 
