@@ -4,16 +4,13 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import threading
-import time
-import traceback
 from collections.abc import Callable, Iterator
 from urllib import parse
 
 import pytest
 
-from tests import servers
+from tests import servers, threads
 from tests.proxy import Proxy
 
 # How long a thread that was told to end may take for it, in seconds.
@@ -48,27 +45,16 @@ def pytest_collection_modifyitems(
 @pytest.fixture(autouse=True)
 def _no_thread_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """No thread that a test starts outlives it by much."""
-    before = set(threading.enumerate())
+    before = threading.enumerate()
     yield
     if request.node.get_closest_marker("leaves_threads"):
         return
-    deadline = time.monotonic() + _THREADS_END_WITHIN
-    while left := set(threading.enumerate()) - before:
-        if time.monotonic() > deadline:
-            pytest.fail(_describe(left), pytrace=False)
-        for thread in left:
-            thread.join(0.05)
-
-
-def _describe(threads: set[threading.Thread]) -> str:
-    frames = sys._current_frames()
-    lines = ["the test has left threads behind:"]
-    for thread in threads:
-        lines.append(f"\n{thread!r}")
-        frame = frames.get(thread.ident or 0)
-        if frame is not None:
-            lines.extend(traceback.format_stack(frame)[-3:])
-    return "\n".join(lines)
+    left = threads.left_since(before, within=_THREADS_END_WITHIN)
+    if left:
+        pytest.fail(
+            f"the test has left threads behind:\n{threads.describe(left)}",
+            pytrace=False,
+        )
 
 
 @pytest.fixture(scope="session")
