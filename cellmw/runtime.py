@@ -28,6 +28,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from oslo_config import cfg
+from oslo_messaging.transport import RPCTransport
 
 from cellmw import exceptions
 from cellmw import redaction
@@ -36,6 +37,7 @@ from cellmw.cells import store
 from cellmw.cells.directory import Directory
 from cellmw.cells.mapping import Cell
 from cellmw.cells.mapping import CellMapping
+from cellmw.cells.mapping import Generation
 from cellmw.forks import keep_for_ever
 from cellmw.options import Settings
 from cellmw.transports.closer import Closer
@@ -73,10 +75,11 @@ class Process:
         self._runtime = runtime
         self.workers = Workers()
         self.closer = Closer(self.workers, clock=clock)
+        self._transports = OsloTransports(
+            runtime.conf, settings.allowed_remote_exmods
+        )
         self.pool = Pool(
-            OsloTransports(
-                runtime.conf, settings.allowed_remote_exmods
-            ).open,
+            self._open,
             self.closer,
             max_size=(
                 settings.transport_cache_size
@@ -97,7 +100,7 @@ class Process:
         )
         self._secrets = _CellSecrets()
         self._base_url = runtime.conf.transport_url
-        self._known_drivers = known_drivers()
+        self._known_drivers = runtime.known_drivers
         self.store = store.Store(runtime.make_engine)
         self.directory = Directory(
             self.store,
@@ -150,6 +153,16 @@ class Process:
         if now.generation is None:
             raise now.refuse(self.directory.refresh_due_in())
         return now
+
+    def _open(self, generation: Generation, one_request: bool) -> RPCTransport:
+        problem: exceptions.CellMisconfigured | None = None
+        try:
+            return self._transports.open(generation, one_request)
+        except exceptions.CellMisconfigured as error:
+            problem = error
+        # Nothing changes before the mapping is read again.
+        problem.retry_after = self.directory.refresh_due_in()
+        raise problem.again()
 
     def _expand(self, row: CellMapping) -> Cell:
         cell = mapping.expand(row, self._base_url, self._known_drivers)
@@ -295,6 +308,7 @@ class Runtime:
         self.settings = settings
         self.conf = conf
         self.clock = clock
+        self.known_drivers = known_drivers()
         self._connection = connection
         self.current: Process | None = None
         # By process id; see process().
