@@ -1,0 +1,906 @@
+# Licensed under the Apache License, Version 2.0; see the file LICENSE.
+"""What the directory remembers, for how long, and what it asks."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from cellmw import exceptions
+from cellmw.cells.directory import Directory
+from cellmw.cells.mapping import CELL0_UUID, Cell
+from cellmw.cells.questions import Question
+from tests.directories import (
+    Clock,
+    Database,
+    Held,
+    NoThreads,
+    cell_uuid,
+    instance_uuid,
+    make,
+    url_of,
+)
+
+INSTANCE = instance_uuid(1)
+OTHER = instance_uuid(2)
+SAFE = ["GET", "HEAD", "OPTIONS"]
+UNSAFE = ["POST", "PUT", "PATCH", "DELETE", "get", "PROPFIND", ""]
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def database() -> Database:
+    """Cells 1 and 2; one instance in the first, one in the second."""
+    database = Database()
+    database.put(1)
+    database.put(2)
+    database.instances = {INSTANCE: 1, OTHER: 2}
+    return database
+
+
+@pytest.fixture
+def directory(database: Database, clock: Clock) -> Directory:
+    return make(database, clock=clock)
+
+
+def cell_of(cell: Cell | None) -> str:
+    assert cell is not None
+    return cell.uuid
+
+
+def cause_of(cell: Cell | None) -> type[exceptions.SendError]:
+    assert cell is not None
+    assert cell.refusal is not None
+    return cell.refusal[0]
+
+
+# Instances.
+
+
+def test_an_instance_is_in_the_cell_that_its_mapping_names(
+    directory: Directory, database: Database
+) -> None:
+    assert database.asked == []
+    cell = directory.find(INSTANCE)
+    assert cell_of(cell) == cell_uuid(1)
+    assert url_of(cell) == "rabbit://u:secret-1@host/1"
+    assert cell_of(directory.find(OTHER)) == cell_uuid(2)
+    assert database.asked == ["cells", INSTANCE, OTHER]
+
+
+@pytest.mark.parametrize("method", SAFE)
+def test_what_is_remembered_serves_a_safe_method(
+    directory: Directory, database: Database, method: str
+) -> None:
+    assert directory.find(INSTANCE) is directory.find(INSTANCE, method)
+    assert database.count(INSTANCE) == 1
+
+
+@pytest.mark.parametrize("method", UNSAFE)
+def test_every_other_method_asks_each_time(
+    directory: Directory, database: Database, method: str
+) -> None:
+    directory.find(INSTANCE)
+    database.instances[INSTANCE] = 2
+    assert cell_of(directory.find(INSTANCE, method)) == cell_uuid(2)
+    directory.find(INSTANCE, method)
+    assert database.count(INSTANCE) == 3
+
+
+@pytest.mark.parametrize("method", SAFE + UNSAFE)
+def test_what_is_remembered_serves_all_methods_if_asked_to(
+    database: Database, clock: Clock, method: str
+) -> None:
+    directory = make(database, clock=clock, instance_cache_for="all")
+    directory.find(INSTANCE)
+    directory.find(INSTANCE, method)
+    assert database.count(INSTANCE) == 1
+
+
+def test_what_an_unsafe_method_learns_is_remembered(
+    directory: Directory, database: Database
+) -> None:
+    directory.find(INSTANCE)
+    database.instances[INSTANCE] = 2
+    directory.find(INSTANCE, "POST")
+    assert cell_of(directory.find(INSTANCE)) == cell_uuid(2)
+    assert database.count(INSTANCE) == 2
+
+
+@pytest.mark.parametrize("now", [{}, {INSTANCE: None}])
+def test_what_an_unsafe_method_does_not_find_is_forgotten(
+    directory: Directory, database: Database, now: dict[str, int | None]
+) -> None:
+    directory.find(INSTANCE)
+    database.instances = now
+    assert directory.find(INSTANCE, "POST") is None
+    assert directory.find(INSTANCE) is None
+    assert database.count(INSTANCE) == 3
+
+
+@pytest.mark.parametrize("now", [{}, {INSTANCE: None}])
+@pytest.mark.parametrize("scope", ["safe", "all"])
+def test_nothing_is_remembered_about_an_instance_without_a_cell(
+    database: Database, clock: Clock, now: dict[str, int | None], scope: str
+) -> None:
+    directory = make(database, clock=clock, instance_cache_for=scope)
+    database.instances = now
+    assert directory.find(INSTANCE) is None
+    assert directory.find(INSTANCE) is None
+    assert directory.remembered_for(INSTANCE) is None
+    assert directory.stats().instances == 0
+    database.instances = {INSTANCE: 1}
+    assert cell_of(directory.find(INSTANCE)) == cell_uuid(1)
+
+
+@pytest.mark.parametrize("interval", [0.0, 10.0, 1000.0])
+def test_an_instance_is_asked_for_again_when_its_time_is_over(
+    database: Database, clock: Clock, interval: float
+) -> None:
+    directory = make(database, clock=clock, cell_refresh_interval=interval)
+    directory.find(INSTANCE)
+    database.instances[INSTANCE] = 2
+    clock.now += 29.9
+    assert cell_of(directory.find(INSTANCE)) == cell_uuid(1)
+    clock.now += 0.1
+    assert cell_of(directory.find(INSTANCE)) == cell_uuid(2)
+
+
+@pytest.mark.parametrize("interval", [0.0, 10.0, 1000.0])
+def test_its_time_begins_when_the_question_is_asked(
+    database: Database, clock: Clock, interval: float
+) -> None:
+    def take_long(what: str) -> None:
+        clock.now += 4.0
+
+    database.after = take_long
+    directory = make(database, clock=clock, cell_refresh_interval=interval)
+    directory.find(INSTANCE)
+    assert directory.remembered_for(INSTANCE) == 26.0
+    database.after = lambda what: None
+    clock.now += 26.0
+    directory.find(INSTANCE)
+    assert database.count(INSTANCE) == 2
+
+
+@pytest.mark.parametrize("scope", ["safe", "all"])
+def test_no_time_at_all_then_nothing_is_remembered(
+    database: Database, clock: Clock, scope: str
+) -> None:
+    directory = make(
+        database, clock=clock, instance_cache_ttl=0, instance_cache_for=scope
+    )
+    for _ in range(3):
+        directory.find(INSTANCE)
+    assert database.count(INSTANCE) == 3
+    assert directory.stats().instances == 0
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 10])
+def test_no_more_are_remembered_than_there_is_room_for(
+    database: Database, clock: Clock, size: int
+) -> None:
+    directory = make(database, clock=clock, instance_cache_size=size)
+    for number in range(50):
+        database.instances[instance_uuid(number)] = 1
+        directory.find(instance_uuid(number))
+        assert directory.stats().instances <= size
+    asked = len(database.asked)
+    directory.find(instance_uuid(49))
+    assert len(database.asked) == asked
+
+
+def test_how_long_an_instance_is_remembered_can_be_seen(
+    directory: Directory, database: Database, clock: Clock
+) -> None:
+    assert directory.remembered_for(INSTANCE) is None
+    directory.find(INSTANCE)
+    assert directory.remembered_for(INSTANCE) == 30.0
+    clock.now += 29.0
+    assert directory.remembered_for(INSTANCE) == 1.0
+    clock.now += 1.0
+    assert directory.remembered_for(INSTANCE) is None
+    assert database.count(INSTANCE) == 1
+
+
+def test_forgotten_then_it_is_asked_for_again(
+    directory: Directory, database: Database
+) -> None:
+    directory.find(INSTANCE)
+    directory.find(OTHER)
+    directory.forget(INSTANCE)
+    directory.forget(instance_uuid(99))
+    assert directory.remembered_for(INSTANCE) is None
+    assert directory.remembered_for(OTHER) is not None
+    directory.find(INSTANCE)
+    assert database.count(INSTANCE) == 2
+
+
+def test_an_answer_from_before_it_was_forgotten_is_not_remembered(
+    directory: Directory, database: Database
+) -> None:
+    database.after = directory.forget
+    assert cell_of(directory.find(INSTANCE)) == cell_uuid(1)
+    assert directory.remembered_for(INSTANCE) is None
+    database.after = lambda what: None
+    directory.find(INSTANCE)
+    assert directory.remembered_for(INSTANCE) is not None
+
+
+# Cells.
+
+
+def test_the_cells_are_read_once_as_long_as_they_are_current(
+    directory: Directory, database: Database, clock: Clock
+) -> None:
+    for _ in range(5):
+        directory.find(INSTANCE)
+        directory.cell(cell_uuid(2))
+    clock.now += 9.9
+    directory.find(INSTANCE)
+    assert database.count("cells") == 1
+    assert directory.refresh_due_in() == pytest.approx(0.1)
+    clock.now += 0.1
+    assert directory.refresh_due_in() == 0.0
+    directory.find(INSTANCE)
+    assert database.count("cells") == 2
+
+
+def test_a_snapshot_is_as_old_as_its_question(
+    directory: Directory, database: Database, clock: Clock
+) -> None:
+    def take_long(what: str) -> None:
+        clock.now += 3.0
+
+    database.after = take_long
+    directory.refresh()
+    assert directory.stats().snapshot_age == 3.0
+    assert directory.refresh_due_in() == 7.0
+
+
+def test_a_new_url_holds_at_once_for_instances_that_are_remembered(
+    directory: Directory, database: Database, clock: Clock
+) -> None:
+    old = directory.find(INSTANCE)
+    database.put(1, "rabbit://u:p@elsewhere/1")
+    assert directory.find(INSTANCE) is old
+    clock.now += 10.0
+    assert url_of(directory.find(INSTANCE)) == "rabbit://u:p@elsewhere/1"
+    assert database.count(INSTANCE) == 1
+
+
+def test_a_cell_stays_the_same_object_as_long_as_its_row_does(
+    directory: Directory, database: Database
+) -> None:
+    first, second = directory.find(INSTANCE), directory.find(OTHER)
+    database.put(2, "rabbit://u:p@elsewhere/2")
+    directory.refresh()
+    assert directory.find(INSTANCE) is first
+    assert directory.find(OTHER) is not second
+
+
+def test_a_generation_stays_the_same_as_long_as_the_url_does(
+    directory: Directory, database: Database
+) -> None:
+    before = directory.cell(cell_uuid(1))
+    row = database.rows[cell_uuid(1)]
+    object.__setattr__(row, "name", "renamed")
+    database.rows = {}
+    directory.refresh()
+    database.rows = {row.uuid: row}
+    directory.refresh()
+    after = directory.cell(cell_uuid(1))
+    assert after.name == "renamed"
+    assert after.generation is before.generation
+
+
+def test_expanding_is_done_for_rows_that_changed_only(
+    database: Database, clock: Clock
+) -> None:
+    expanded: list[str] = []
+
+    def expand(row: Any) -> Cell:
+        expanded.append(row.uuid)
+        return Cell(row.uuid, row.name)
+
+    directory = make(database, clock=clock, expand=expand)
+    directory.refresh()
+    database.put(2, "rabbit://u:p@elsewhere/2")
+    for _ in range(3):
+        directory.refresh()
+    assert expanded == [cell_uuid(1), cell_uuid(2), cell_uuid(2)]
+
+
+def test_a_cell_that_refuses_is_remembered_like_any_other(
+    directory: Directory, database: Database
+) -> None:
+    database.put(3, "none:///", uuid=CELL0_UUID)
+    database.put(4, "no-such-driver://host/")
+    database.instances = {INSTANCE: 3, OTHER: 4}
+    for _ in range(2):
+        assert cause_of(directory.find(INSTANCE)) is exceptions.CellHasNoQueue
+        assert cause_of(directory.find(OTHER)) is exceptions.CellMisconfigured
+    assert database.asked == ["cells", INSTANCE, OTHER]
+
+
+def test_a_cell_that_is_gone_is_refused_from_the_next_refresh_on(
+    directory: Directory, database: Database, clock: Clock
+) -> None:
+    directory.find(INSTANCE)
+    database.remove(1)
+    assert url_of(directory.find(INSTANCE))
+    clock.now += 10.0
+    for method in ("GET", "POST"):
+        cell = directory.find(INSTANCE, method)
+        assert cell is not None
+        assert cell.generation is None
+        error = cell.refuse()
+        assert isinstance(error, exceptions.CellNotFound)
+        assert (error.cell_uuid, error.cell_name) == (cell_uuid(1), "cell-1")
+    assert directory.remembered_for(INSTANCE) is None
+    # It is known to be gone: that costs no refresh.
+    assert database.count("cells") == 2
+    clock.now += 100.0
+    assert cell_of(directory.find(INSTANCE)) == cell_uuid(1)
+
+
+def test_an_instance_that_has_left_a_cell_that_is_gone_is_found(
+    directory: Directory, database: Database
+) -> None:
+    directory.find(INSTANCE)
+    database.instances[INSTANCE] = 2
+    database.remove(1)
+    directory.refresh()
+    assert cell_of(directory.find(INSTANCE)) == cell_uuid(2)
+
+
+def test_a_cell_that_comes_back_is_served_again(
+    directory: Directory, database: Database
+) -> None:
+    directory.find(INSTANCE)
+    database.remove(1)
+    directory.refresh()
+    database.put(1)
+    directory.refresh()
+    assert url_of(directory.find(INSTANCE))
+
+
+def test_an_id_that_was_given_to_another_cell_leads_nobody_there(
+    directory: Directory, database: Database
+) -> None:
+    directory.find(INSTANCE)
+    database.remove(1)
+    database.put(1, uuid=cell_uuid(77))
+    database.instances[INSTANCE] = 2
+    directory.refresh()
+    assert cell_of(directory.find(INSTANCE)) == cell_uuid(2)
+    assert database.count(INSTANCE) == 2
+
+
+def test_a_cell_that_the_snapshot_lacks_refreshes_it_at_once(
+    directory: Directory, database: Database
+) -> None:
+    directory.find(INSTANCE)
+    database.put(3)
+    database.instances[OTHER] = 3
+    assert cell_of(directory.find(OTHER)) == cell_uuid(3)
+    assert database.count("cells") == 2
+
+
+def test_a_cell_that_stays_unknown_does_not_refresh_for_each_request(
+    directory: Directory, database: Database, clock: Clock
+) -> None:
+    database.instances[INSTANCE] = 99
+    for _ in range(20):
+        cell = directory.find(INSTANCE)
+        assert cause_of(cell) is exceptions.CellNotFound
+    # The first reading of all, and one to see whether it is new.
+    assert database.count("cells") == 2
+    assert directory.stats().instances == 0
+    clock.now += 10.0
+    database.put(99)
+    assert cell_of(directory.find(INSTANCE)) == cell_uuid(99)
+
+
+def test_an_unknown_cell_and_no_database_is_a_failed_lookup(
+    directory: Directory, database: Database
+) -> None:
+    directory.find(INSTANCE)
+    database.instances[OTHER] = 99
+
+    def fail(what: str) -> None:
+        if what == "cells":
+            raise ConnectionError("gone")
+
+    database.before = fail
+    with pytest.raises(exceptions.LookupFailed, match="gone"):
+        directory.find(OTHER)
+
+
+def test_a_cell_is_found_by_its_uuid(
+    directory: Directory, database: Database
+) -> None:
+    assert directory.cell(cell_uuid(1)).name == "cell-1"
+    assert directory.cell(cell_uuid(1)) is directory.cell(cell_uuid(1))
+    database.put(3)
+    assert directory.cell(cell_uuid(3)).uuid == cell_uuid(3)
+
+
+def test_a_uuid_that_no_cell_has_is_an_error(
+    directory: Directory, database: Database, clock: Clock
+) -> None:
+    for _ in range(20):
+        with pytest.raises(exceptions.CellNotFound) as caught:
+            directory.cell(cell_uuid(99))
+    assert caught.value.cell_uuid == cell_uuid(99)
+    assert caught.value.retry_after == 10.0
+    assert database.count("cells") == 2
+    clock.now += 10.0
+    database.put(99)
+    assert directory.cell(cell_uuid(99)).uuid == cell_uuid(99)
+
+
+def test_uuids_that_no_cell_has_do_not_fill_the_memory(
+    directory: Directory,
+) -> None:
+    for number in range(100, 1200):
+        with pytest.raises(exceptions.CellNotFound):
+            directory.cell(cell_uuid(number))
+    assert len(directory._unknown) <= 1000
+
+
+def test_asked_to_it_reads_the_cells_now(
+    directory: Directory, database: Database
+) -> None:
+    for _ in range(3):
+        directory.refresh()
+    assert database.asked == ["cells"] * 3
+
+
+def test_all_that_is_read_is_handed_on(
+    database: Database, clock: Clock
+) -> None:
+    seen: list[list[str]] = []
+
+    def on_refresh(cells: Mapping[str, Cell]) -> None:
+        seen.append([f"{uuid}={cell.uuid}" for uuid, cell in cells.items()])
+        # It may use the directory, for no lock is held.
+        assert cell_of(ours.find(INSTANCE)) == cell_uuid(1)
+        ours.forget(INSTANCE)
+        ours.stats()
+        assert not ours._installing.locked()
+
+    ours = make(database, clock=clock, on_refresh=on_refresh)
+    ours.refresh()
+    database.remove(2)
+    database.error = ConnectionError("gone")
+    with pytest.raises(exceptions.LookupFailed):
+        ours.refresh()
+    database.error = None
+    ours.refresh()
+    one, two = (f"{cell_uuid(n)}={cell_uuid(n)}" for n in (1, 2))
+    assert seen == [[one, two], [one]]
+
+
+def test_who_is_handed_cells_and_fails_harms_no_request(
+    database: Database, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    def on_refresh(cells: Mapping[str, Cell]) -> None:
+        raise RuntimeError("the pool is broken")
+
+    directory = make(database, clock=clock, on_refresh=on_refresh)
+    assert cell_of(directory.find(INSTANCE)) == cell_uuid(1)
+    assert [record.getMessage() for record in caplog.records] == [
+        "Handing on new cell mappings: RuntimeError: the pool is broken"
+    ]
+
+
+# The database in trouble.
+
+
+def test_a_database_that_was_never_reached_is_a_failed_lookup(
+    directory: Directory, database: Database, clock: Clock
+) -> None:
+    database.error = ConnectionError("refused mysql://nova:S3cret-word@db/")
+    for _ in range(3):
+        with pytest.raises(exceptions.LookupFailed) as caught:
+            directory.find(INSTANCE)
+        error = caught.value
+        assert error.__cause__ is None
+        assert error.__context__ is None
+        assert error.cause.startswith("ConnectionError: refused mysql://")
+        assert "S3cret-word" not in str(error)
+        assert error.retry_after == 1.0
+    assert directory.stats().failures == 3
+    assert directory.stats().snapshot_age is None
+    database.error = None
+    assert cell_of(directory.find(INSTANCE)) == cell_uuid(1)
+
+
+def test_nothing_of_the_driver_is_kept(
+    directory: Directory, database: Database
+) -> None:
+    class DriverError(Exception):
+        pass
+
+    database.error = DriverError("password")
+    for method in ("GET", "POST"):
+        with pytest.raises(exceptions.LookupFailed):
+            directory.find(INSTANCE, method)
+    database.error = None
+    gc.collect()
+    left = [o for o in gc.get_objects() if isinstance(o, DriverError)]
+    assert left == []
+
+
+def test_an_old_snapshot_serves_while_the_database_is_away(
+    directory: Directory,
+    database: Database,
+    clock: Clock,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    long = make(database, clock=clock, instance_cache_ttl=1e6)
+    expected = long.find(INSTANCE)
+    database.error = ConnectionError("refused")
+    for _ in range(100):
+        clock.now += 10.0
+        assert long.find(INSTANCE) is expected
+        assert long.find(INSTANCE) is expected
+    assert long.stats().snapshot_age == 1000.0
+    assert not long.stats().reachable
+    # One attempt each time that one is due.
+    assert database.count("cells") == 101
+    assert len(caplog.records) == 1
+    database.error = None
+    clock.now += 1.0
+    database.put(1, "rabbit://u:p@elsewhere/1")
+    assert url_of(long.find(INSTANCE)) == "rabbit://u:p@elsewhere/1"
+    assert long.stats().reachable
+    assert long.stats().snapshot_age == 0.0
+    assert [record.getMessage() for record in caplog.records] == [
+        "The API database could not be asked which cells there are:"
+        " ConnectionError: refused;"
+        " those known are used until it can be",
+        "The API database answers again which cells there are,"
+        " after 991 seconds",
+    ]
+
+
+def test_one_request_a_second_sees_whether_the_database_is_back(
+    directory: Directory, database: Database, clock: Clock
+) -> None:
+    directory.find(INSTANCE)
+    clock.now += 10.0
+    database.error = ConnectionError("refused")
+    for _ in range(100):
+        directory.find(INSTANCE)
+    assert database.count("cells") == 2
+    clock.now += 0.99
+    directory.find(INSTANCE)
+    assert database.count("cells") == 2
+    clock.now += 0.01
+    for _ in range(100):
+        directory.find(INSTANCE)
+    assert database.count("cells") == 3
+
+
+def test_an_outage_that_nobody_has_seen_for_long_is_not_taken_for_granted(
+    directory: Directory,
+    database: Database,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waited: list[float] = []
+
+    def wait(question: Question, timeout: float) -> bool:
+        waited.append(timeout)
+        return real_wait(question, timeout)
+
+    directory.find(INSTANCE)
+    real_wait = directory._questions.wait
+    monkeypatch.setattr(directory._questions, "wait", wait)
+    database.error = ConnectionError("refused")
+    # It begins; it is known; it was seen not long ago; it was, long ago.
+    for later in (10.0, 0.5, 14.0, 15.0):
+        clock.now += later
+        directory.cell(cell_uuid(1))
+    assert waited == [5.0, 0.25, 5.0]
+
+
+def test_what_is_not_remembered_is_a_failed_lookup_meanwhile(
+    directory: Directory,
+    database: Database,
+    clock: Clock,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    directory.find(INSTANCE)
+    database.error = ConnectionError("refused")
+    for _ in range(10):
+        with pytest.raises(exceptions.LookupFailed, match="refused"):
+            directory.find(OTHER)
+        with pytest.raises(exceptions.LookupFailed, match="refused"):
+            directory.find(INSTANCE, "POST")
+        assert cell_of(directory.find(INSTANCE)) == cell_uuid(1)
+    database.error = None
+    clock.now += 1.0
+    assert cell_of(directory.find(OTHER)) == cell_uuid(2)
+    assert [record.getMessage() for record in caplog.records] == [
+        "The API database could not be asked where an instance is:"
+        " ConnectionError: refused;"
+        " requests for instances not remembered fail until it can be",
+        "The API database answers again where an instance is, after 1 seconds",
+    ]
+
+
+def test_a_failed_refresh_is_told_and_leaves_the_snapshot(
+    directory: Directory, database: Database
+) -> None:
+    directory.find(INSTANCE)
+    database.error = ConnectionError("refused")
+    with pytest.raises(exceptions.LookupFailed, match="refused"):
+        directory.refresh()
+    assert cell_of(directory.find(INSTANCE)) == cell_uuid(1)
+
+
+def test_a_row_that_cannot_be_expanded_leaves_the_snapshot(
+    database: Database, clock: Clock
+) -> None:
+    def expand(row: Any) -> Cell:
+        if row.id == 3:
+            raise ValueError("bug")
+        return Cell(row.uuid, row.name)
+
+    directory = make(database, clock=clock, expand=expand)
+    directory.find(INSTANCE)
+    database.put(3)
+    with pytest.raises(exceptions.LookupFailed, match="bug"):
+        directory.refresh()
+    assert cell_of(directory.find(INSTANCE)) == cell_uuid(1)
+
+
+def test_no_answer_in_time_is_a_failed_lookup(
+    database: Database, clock: Clock
+) -> None:
+    workers = Held()
+    directory = make(
+        database, workers=workers, clock=clock, lookup_timeout=0.001
+    )
+    with pytest.raises(exceptions.LookupFailed) as caught:
+        directory.find(INSTANCE)
+    assert "within 0.001 seconds" in caught.value.cause
+    assert directory.stats().questions_out == 1
+    workers.do_all()
+    assert directory.stats().questions_out == 0
+
+
+def test_no_place_in_time_says_which_option_it_was(
+    database: Database, clock: Clock
+) -> None:
+    directory = make(
+        database,
+        workers=Held(),
+        clock=clock,
+        lookup_timeout=0.001,
+        lookup_concurrency=1,
+    )
+    for _ in range(2):
+        with pytest.raises(exceptions.LookupFailed) as caught:
+            directory.find(INSTANCE)
+    assert "lookup_concurrency" in caught.value.cause
+
+
+@pytest.mark.parametrize("timeout", [0.0, 0.001])
+def test_who_waits_less_is_told_sooner(
+    database: Database, clock: Clock, timeout: float
+) -> None:
+    directory = make(database, workers=Held(), clock=clock)
+    with pytest.raises(exceptions.LookupFailed):
+        directory.cell(cell_uuid(1), timeout=timeout)
+    with pytest.raises(exceptions.LookupFailed):
+        directory.refresh(timeout=timeout)
+    # That says nothing about the database.
+    assert directory.stats().reachable
+
+
+def test_no_thread_to_ask_with_is_a_failed_lookup(
+    database: Database, clock: Clock
+) -> None:
+    directory = make(database, workers=NoThreads(), clock=clock)
+    for _ in range(20):
+        with pytest.raises(exceptions.LookupFailed, match="new thread"):
+            directory.find(INSTANCE)
+    assert directory.stats().questions_out == 0
+
+
+def test_an_answer_that_comes_late_does_not_replace_a_younger_one(
+    database: Database, clock: Clock
+) -> None:
+    """A reading that hangs is given up, and comes back after another one."""
+    directory = make(database, clock=clock)
+    database.put(1, "rabbit://u:p@first/1")
+    directory.refresh()
+
+    def hang(what: str) -> None:
+        database.after = lambda what: None
+        clock.now += 5.0
+        database.put(1, "rabbit://u:p@third/1")
+        directory.refresh()
+
+    database.put(1, "rabbit://u:p@second/1")
+    database.after = hang
+    directory.refresh()
+    assert url_of(directory.cell(cell_uuid(1))) == "rabbit://u:p@third/1"
+    assert directory.stats().snapshot_age == 0.0
+
+
+def test_a_lookup_that_comes_late_does_not_replace_a_younger_one(
+    directory: Directory, database: Database, clock: Clock
+) -> None:
+    directory.refresh()
+
+    def hang(what: str) -> None:
+        database.after = lambda what: None
+        clock.now += 5.0
+        database.instances[INSTANCE] = 2
+        assert cell_of(directory.find(INSTANCE)) == cell_uuid(2)
+
+    database.after = hang
+    assert cell_of(directory.find(INSTANCE)) == cell_uuid(1)
+    assert cell_of(directory.find(INSTANCE)) == cell_uuid(2)
+    assert database.count(INSTANCE) == 2
+
+
+# The clock.
+
+
+@pytest.mark.parametrize("jump", [-3600.0, 3600.0])
+def test_a_clock_that_jumps_costs_a_question_and_no_more(
+    directory: Directory, database: Database, clock: Clock, jump: float
+) -> None:
+    directory.find(INSTANCE)
+    clock.now += jump
+    database.instances[INSTANCE] = 2
+    for _ in range(3):
+        assert cell_of(directory.find(INSTANCE)) == cell_uuid(2)
+    assert database.asked == ["cells", INSTANCE] * 2
+    # From then on everything lasts as long as ever.
+    clock.now += 9.9
+    directory.find(INSTANCE)
+    assert database.count("cells") == 2
+    clock.now += 20.0
+    directory.find(INSTANCE)
+    assert database.count(INSTANCE) == 2
+    clock.now += 0.1
+    directory.find(INSTANCE)
+    assert database.count(INSTANCE) == 3
+
+
+def test_a_clock_set_back_does_not_prolong_what_others_look_up(
+    directory: Directory, database: Database, clock: Clock
+) -> None:
+    directory.find(INSTANCE)
+    clock.now -= 3600.0
+    # This one's request reads the cells again.
+    directory.find(OTHER)
+    database.instances[INSTANCE] = 2
+    assert cell_of(directory.find(INSTANCE)) == cell_uuid(2)
+
+
+def test_a_clock_set_back_while_the_database_is_away(
+    directory: Directory, database: Database, clock: Clock
+) -> None:
+    directory.find(INSTANCE)
+    database.error = ConnectionError("refused")
+    clock.now -= 3600.0
+    with pytest.raises(exceptions.LookupFailed):
+        directory.find(INSTANCE)
+    database.error = None
+    clock.now += 1.0
+    assert cell_of(directory.find(INSTANCE)) == cell_uuid(1)
+
+
+# The end.
+
+
+def test_closed_then_it_asks_and_knows_nothing(
+    directory: Directory, database: Database
+) -> None:
+    directory.find(INSTANCE)
+    directory.close()
+    directory.close()
+    asked = len(database.asked)
+    for method in ("GET", "POST"):
+        with pytest.raises(exceptions.LookupFailed, match="closed"):
+            directory.find(INSTANCE, method)
+    with pytest.raises(exceptions.LookupFailed, match="closed"):
+        directory.refresh()
+    assert len(database.asked) == asked
+    assert directory.stats().instances == 0
+
+
+def test_an_answer_after_the_end_is_not_remembered(
+    directory: Directory, database: Database
+) -> None:
+    directory.refresh()
+    database.after = lambda what: directory.close()
+    assert cell_of(directory.find(INSTANCE)) == cell_uuid(1)
+    assert directory.stats().instances == 0
+
+
+# What it costs.
+
+
+def test_numbers_to_look_at(
+    directory: Directory, database: Database, clock: Clock
+) -> None:
+    directory.find(INSTANCE)
+    directory.find(INSTANCE)
+    directory.find(OTHER, "POST")
+    clock.now += 3.0
+    stats = directory.stats()
+    assert stats.cells == 2
+    assert stats.snapshot_age == 3.0
+    assert stats.reachable
+    assert stats.instances == 2
+    assert (stats.hits, stats.misses, stats.failures) == (1, 2, 0)
+    assert stats.questions == 3
+    assert (stats.questions_out, stats.questions_waiting) == (0, 0)
+
+
+def calls(function: Any, *args: Any) -> list[str]:
+    """The functions that are called, Python's and C's, itself included."""
+    seen: list[str] = []
+
+    def note(frame: Any, event: str, argument: Any) -> None:
+        if event == "call":
+            seen.append(frame.f_code.co_name)
+        elif event == "c_call":
+            seen.append(argument.__name__)
+
+    sys.setprofile(note)
+    try:
+        function(*args)
+    finally:
+        sys.setprofile(None)
+    return seen[:-1]
+
+
+@pytest.mark.parametrize("interval", [10.0, 1000.0])
+def test_a_remembered_instance_costs_three_calls(
+    database: Database, interval: float
+) -> None:
+    """Itself, the clock, and a look into a dict; sometimes into a second."""
+    directory = make(database, cell_refresh_interval=interval)
+    directory.find(INSTANCE)
+    expected = ["find", "monotonic", "get"]
+    assert calls(directory.find, INSTANCE, "GET") == expected
+    directory._instances._rotate(0.0)
+    assert calls(directory.find, INSTANCE, "GET") == [*expected, "get"]
+
+
+def test_a_remembered_instance_leaves_nothing_behind(
+    database: Database,
+) -> None:
+    directory = make(database)
+    directory.find(INSTANCE)
+    directory.find(INSTANCE)
+    before = sys.getallocatedblocks()
+    for _ in range(10_000):
+        directory.find(INSTANCE)
+    assert sys.getallocatedblocks() - before < 20
+
+
+def test_a_known_cell_costs_three_calls(database: Database) -> None:
+    directory = make(database)
+    directory.refresh()
+    assert calls(directory.cell, cell_uuid(1)) == ["cell", "monotonic", "get"]
