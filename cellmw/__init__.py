@@ -6,15 +6,16 @@ here is what users of the package need; see the documentation.
 """
 
 from cellmw.cells.mapping import CellMapping
-from cellmw.context import RequestContext
-from cellmw.context import target_cell
+from cellmw.context import RequestContext, target_cell
 from cellmw.deploy import filter_factory
-from cellmw.exceptions import CellBusy
-from cellmw.exceptions import CellMisconfigured
-from cellmw.exceptions import CellMWError
-from cellmw.exceptions import CellUnavailable
-from cellmw.exceptions import ConfigurationError
-from cellmw.exceptions import TransportReleased
+from cellmw.exceptions import (
+    CellBusy,
+    CellMisconfigured,
+    CellMWError,
+    CellUnavailable,
+    ConfigurationError,
+    TransportReleased,
+)
 
 __all__ = [
     "CellBusy",

@@ -8,9 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
-from typing import Any
-from typing import Protocol
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 from oslo_context import context as oslo_context
 
@@ -20,7 +18,7 @@ from cellmw.transports.handle import Handle
 T = TypeVar("T")
 
 
-class RequestContext(oslo_context.RequestContext):  # type: ignore[misc]
+class RequestContext(oslo_context.RequestContext):
     """oslo.context's, with the two attributes that this package sets.
 
     Neither of them is in :meth:`to_dict` or travels with a message; a pickle

@@ -4,16 +4,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from oslo_config import cfg
 
-from cellmw import options
-from cellmw import redaction
-from cellmw import runtime
+from cellmw import options, redaction, runtime
 from cellmw.cells import store
 from cellmw.exceptions import ConfigurationError
 from cellmw.middleware import CellMW

@@ -11,33 +11,25 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from types import GeneratorType
+from typing import TYPE_CHECKING, Any
 
 import webob
 from oslo_context import context as oslo_context
 
-from cellmw import exceptions
-from cellmw import instance_path
-from cellmw import redaction
+from cellmw import exceptions, instance_path, redaction
 from cellmw import runtime as runtimes
 from cellmw.cells.mapping import Cell
 from cellmw.context import RequestContext
 from cellmw.transports.handle import Handle
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse
-    from _typeshed.wsgi import WSGIApplication
-    from _typeshed.wsgi import WSGIEnvironment
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 LOG = logging.getLogger(__name__)
 
-_NOT_CONFIRMED = Cell(
-    "", None, refusal=(exceptions.IdentityNotConfirmed, "")
-)
+_NOT_CONFIRMED = Cell("", None, refusal=(exceptions.IdentityNotConfirmed, ""))
 
 # In how many requests without a context at its key another key is looked
 # for.  The pipeline does not change, so the first ones tell.
@@ -74,6 +66,7 @@ class CellMW:
     def __call__(
         self, environ: WSGIEnvironment, start_response: StartResponse
     ) -> Iterable[bytes]:
+        """Serve one request (PEP 3333)."""
         uuid = self._find_instance(environ.get("PATH_INFO", ""))
         if uuid is not None:
             return self._serve(environ, start_response, uuid)
@@ -81,10 +74,13 @@ class CellMW:
             self._make_context(environ)
         if self._registry.several:
             self._registry.remember(environ[self._context_key], self._runtime)
-        return self._application(environ, start_response)
+        return _respond(self._application, environ, start_response, None)
 
     def _serve(
-        self, environ: WSGIEnvironment, start_response: StartResponse, uuid: str
+        self,
+        environ: WSGIEnvironment,
+        start_response: StartResponse,
+        uuid: str,
     ) -> Iterable[bytes]:
         """A request that names an instance."""
         try:
@@ -101,6 +97,7 @@ class CellMW:
             return self._no_attributes(context)(environ, start_response)
         if self._registry.several:
             self._registry.remember(context, self._runtime)
+        _know_files_again(environ)
         return _respond(self._application, environ, start_response, handle)
 
     def _connect(
@@ -183,45 +180,63 @@ def _respond(
     """Call the application, and see to it that the handle is released."""
     called: list[bool] = []
 
-    def start(*args: Any, **kwargs: Any) -> Callable[[bytes], object]:
+    def start(
+        status: str, headers: list[tuple[str, str]], *exc_info: Any
+    ) -> Callable[[bytes], object]:
         called.append(True)
-        return start_response(*args, **kwargs)
+        return start_response(status, headers, *exc_info)
 
-    file_wrapper = environ.get("wsgi.file_wrapper")
-    if file_wrapper is not None and not isinstance(file_wrapper, type):
-        file_wrapper = _FileWrapper(file_wrapper)
-        environ["wsgi.file_wrapper"] = file_wrapper
-    fault: webob.Response | None = None
     try:
         body = application(environ, start)
-    except exceptions.CellMWError as error:
+    except BaseException as error:
         if handle is not None:
             handle.release()
-        fault = _fault_for(error, called)
-        if fault is None:
+        answer = _answer_to(error, called)
+        if answer is None:
             raise
-    except BaseException:
-        if handle is not None:
-            handle.release()
-        raise
-    if fault is not None:
-        return fault(environ, start_response)
-    kind = type(body)
-    if kind is list or kind is tuple or _is_servers_file(body, file_wrapper):
+    else:
+        kind = type(body)
+        if kind is list or kind is tuple:
+            if handle is not None:
+                handle.release()
+            return body
+        return _wrap(body, environ, start_response, called, handle)
+    return answer(environ, start_response)
+
+
+def _answer_to(
+    error: BaseException, called: list[bool]
+) -> webob.Response | None:
+    """The answer for an error that the application let through, if any."""
+    if (
+        called
+        or not isinstance(error, exceptions.CellMWError)
+        or isinstance(error, exceptions.TransportReleased)
+    ):
+        return None
+    return _unavailable(error)
+
+
+def _wrap(
+    body: Iterable[bytes],
+    environ: WSGIEnvironment,
+    start_response: StartResponse,
+    called: list[bool],
+    handle: Handle | None,
+) -> Iterable[bytes]:
+    """Give a body that is still to come an end, but for a server's file.
+
+    Where there is nothing to release, only a generator is wrapped: an
+    application that is one raises when it is iterated.
+    """
+    if handle is None and not isinstance(body, GeneratorType):
+        return body
+    if _is_servers_file(body, environ.get("wsgi.file_wrapper")):
         if handle is not None:
             handle.release()
         return body
     wrapper = _SizedBody if hasattr(body, "__len__") else _Body
     return wrapper(body, environ, start_response, called, handle)
-
-
-def _fault_for(
-    error: exceptions.CellMWError, called: list[bool]
-) -> webob.Response | None:
-    """The answer for an error that the application let through, if any."""
-    if called or isinstance(error, exceptions.TransportReleased):
-        return None
-    return _unavailable(error)
 
 
 class _FileWrapper:
@@ -239,12 +254,18 @@ class _FileWrapper:
         return self.made
 
 
+def _know_files_again(environ: WSGIEnvironment) -> None:
+    wrapper = environ.get("wsgi.file_wrapper")
+    if wrapper is not None and not isinstance(wrapper, type):
+        environ["wsgi.file_wrapper"] = _FileWrapper(wrapper)
+
+
 def _is_servers_file(body: object, file_wrapper: Any) -> bool:
-    if file_wrapper is None:
-        return False
     if isinstance(file_wrapper, type):
         return isinstance(body, file_wrapper)
-    return body is file_wrapper.made
+    return isinstance(file_wrapper, _FileWrapper) and (
+        body is file_wrapper.made
+    )
 
 
 class _Body:
@@ -281,18 +302,15 @@ class _Body:
         return self
 
     def __next__(self) -> bytes:
-        fault: webob.Response | None = None
         try:
             if self._iterator is None:
                 self._iterator = iter(self._body or ())
             return next(self._iterator)
         except exceptions.CellMWError as error:
-            fault = _fault_for(error, self._called)
-            if fault is None:
+            answer = _answer_to(error, self._called)
+            if answer is None:
                 raise
-        self._iterator = iter(
-            fault(self._environ, self._start_response)
-        )
+        self._iterator = iter(answer(self._environ, self._start_response))
         return next(self._iterator)
 
     def close(self) -> None:

@@ -14,8 +14,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from oslo_config import cfg
-from oslo_config import types
+from oslo_config import cfg, types
 
 from cellmw import instance_path
 from cellmw.exceptions import ConfigurationError
@@ -30,7 +29,7 @@ PASTE_SOURCE_OPTIONS = (
 PASTE_DATABASE_OPTION = "api_database_connection"
 
 
-class _Seconds(types.Float):  # type: ignore[misc]
+class _Seconds(types.Float):
     """A finite number of seconds."""
 
     def __init__(self, *, above_zero: bool = False) -> None:
@@ -47,7 +46,7 @@ class _Seconds(types.Float):  # type: ignore[misc]
         return number
 
 
-class _Patterns(types.ConfigType):  # type: ignore[misc]
+class _Patterns(types.ConfigType):
     """Regular expressions, one a line."""
 
     def __init__(self) -> None:
@@ -74,7 +73,7 @@ class _Patterns(types.ConfigType):  # type: ignore[misc]
     __hash__ = None  # type: ignore[assignment]
 
 
-class _Key(types.String):  # type: ignore[misc]
+class _Key(types.String):
     """A string that is not empty."""
 
     def __call__(self, value: Any) -> str:
@@ -139,8 +138,7 @@ OPTS: list[cfg.Opt] = [
         "cell_refresh_interval",
         type=_Seconds(),
         default=10.0,
-        help="Seconds for which the known cell mappings are taken as "
-        "current.",
+        help="Seconds for which the known cell mappings are taken as current.",
     ),
     cfg.Opt(
         "instance_cache_ttl",
@@ -339,7 +337,7 @@ def _reason(opt: cfg.Opt, error: Exception) -> str:
         text = str(error)
         for known in ("holds no pattern", "has no group"):
             if known in text:
-                return f" ({text[text.index(known):]})"
+                return f" ({text[text.index(known) :]})"
         return " (not a regular expression)"
     return ""
 
@@ -363,7 +361,8 @@ def accepted(opt: cfg.Opt) -> str:
         return "true or false"
     if isinstance(kind, types.List):
         return "module names, separated by commas"
-    return " or ".join(kind.choices)
+    assert isinstance(kind, types.String)
+    return " or ".join(kind.choices or ())
 
 
 def _unknown(name: str) -> str:

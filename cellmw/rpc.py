@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable
-from collections.abc import Mapping
-from typing import Any
-from typing import NoReturn
+from collections.abc import Iterable, Mapping
+from typing import Any, NoReturn
 
 import oslo_messaging
 from oslo_config import cfg
@@ -109,7 +107,7 @@ class _RoutedContext(dict[str, Any]):
     mq_connection: RPCTransport | None = None
 
 
-class _Serializer(oslo_messaging.Serializer):  # type: ignore[misc]
+class _Serializer(oslo_messaging.Serializer):
     """Notes the context's transport while the context is serialized."""
 
     def __init__(self, inner: oslo_messaging.Serializer | None) -> None:
@@ -143,7 +141,9 @@ class _Serializer(oslo_messaging.Serializer):  # type: ignore[misc]
 
     def serialize_entity(self, ctxt: Any, entity: Any) -> Any:
         inner = self._inner
-        return entity if inner is None else inner.serialize_entity(ctxt, entity)
+        if inner is None:
+            return entity
+        return inner.serialize_entity(ctxt, entity)
 
     def deserialize_entity(self, ctxt: Any, entity: Any) -> Any:
         inner = self._inner
@@ -170,7 +170,7 @@ class _RouterConf:
         return getattr(_default.conf, name)
 
 
-class _Router(RPCTransport):  # type: ignore[misc]
+class _Router(RPCTransport):
     """Sends each message through the transport of its context.
 
     :param to_cells: whether contexts count; if not, all goes to the default

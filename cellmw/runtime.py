@@ -21,33 +21,23 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
-from collections.abc import Hashable
-from collections.abc import Iterator
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
 from oslo_config import cfg
 from oslo_messaging.transport import RPCTransport
 
-from cellmw import exceptions
-from cellmw import redaction
-from cellmw.cells import mapping
-from cellmw.cells import store
+from cellmw import exceptions, redaction
+from cellmw.cells import mapping, store
 from cellmw.cells.directory import Directory
-from cellmw.cells.mapping import Cell
-from cellmw.cells.mapping import CellMapping
-from cellmw.cells.mapping import Generation
+from cellmw.cells.mapping import Cell, CellMapping, Generation
 from cellmw.forks import keep_for_ever
 from cellmw.options import Settings
 from cellmw.transports.closer import Closer
-from cellmw.transports.delivery import Borrower
-from cellmw.transports.delivery import Courier
-from cellmw.transports.guard import Guard
-from cellmw.transports.guard import Guards
+from cellmw.transports.delivery import Borrower, Courier
+from cellmw.transports.guard import Guard, Guards
 from cellmw.transports.handle import runtime_id_of
-from cellmw.transports.oslo import OsloTransports
-from cellmw.transports.oslo import known_drivers
+from cellmw.transports.oslo import OsloTransports, known_drivers
 from cellmw.transports.pool import Pool
 from cellmw.workers import Workers
 
@@ -222,9 +212,7 @@ class _CellSecrets:
         if cell.generation is not None:
             # Still used while it drains, when the row is gone or another.
             drained = redaction.KNOWN.hold(cell.generation.url)
-            weakref.finalize(
-                cell.generation, drained.drop
-            ).atexit = False
+            weakref.finalize(cell.generation, drained.drop).atexit = False
         hold = redaction.KNOWN.hold(
             *urls, owner=f"cell {row.uuid} ({row.name or 'no name'})"
         )

@@ -17,8 +17,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from cellmw import redaction
-from cellmw.workers import Job
-from cellmw.workers import Workers
+from cellmw.workers import Job, Workers
 
 LOG = logging.getLogger(__name__)
 
@@ -26,7 +25,8 @@ LOG = logging.getLogger(__name__)
 class Closable(Protocol):
     """What oslo.messaging calls a transport, as far as closing goes."""
 
-    def cleanup(self) -> None: ...
+    def cleanup(self) -> None:
+        """Release all that it holds.  May block for ever."""
 
 
 class Closer:

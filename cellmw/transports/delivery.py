@@ -18,23 +18,16 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
-from typing import Any
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any
 
 import oslo_messaging
 
-from cellmw import exceptions
-from cellmw import redaction
-from cellmw.cells.mapping import Cell
-from cellmw.cells.mapping import Generation
+from cellmw import exceptions, redaction
+from cellmw.cells.mapping import Cell, Generation
 from cellmw.transports import oslo
-from cellmw.transports.guard import Guard
-from cellmw.transports.guard import Guards
-from cellmw.transports.pool import Lease
-from cellmw.transports.pool import Pool
-from cellmw.workers import Job
-from cellmw.workers import Workers
+from cellmw.transports.guard import Guard, Guards
+from cellmw.transports.pool import Lease, Pool
+from cellmw.workers import Job, Workers
 
 if TYPE_CHECKING:
     from oslo_messaging.transport import RPCTransport
@@ -314,7 +307,7 @@ class Courier:
                 left = limit + (outgoing.timeout or 0.0)
                 if job.wait(left - (self._clock() - started)):
                     return attempt.finish()
-            attempt.give_up(limit)
+            return attempt.give_up(limit)
         except BaseException:
             attempt.break_off()
             raise
@@ -387,7 +380,7 @@ class _Attempt:
             return self._error(type(error), error.cause, error.retry_after)
         return _bare(error)
 
-    def give_up(self, limit: float) -> NoReturn:
+    def give_up(self, limit: float) -> Any:
         """The request's thread has waited long enough."""
         revoked = self._delivery.revoke()
         if self._job.done:

@@ -19,8 +19,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from cellmw import exceptions
-from cellmw import redaction
+from cellmw import exceptions, redaction
 
 LOG = logging.getLogger(__name__)
 

@@ -11,10 +11,7 @@ nothing of this package any more.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
-from typing import Any
-from typing import NoReturn
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import oslo_messaging
 from oslo_config import cfg
@@ -22,9 +19,7 @@ from oslo_messaging.transport import RPCTransport
 
 from cellmw import exceptions
 from cellmw.cells.mapping import Cell
-from cellmw.transports.delivery import Borrower
-from cellmw.transports.delivery import Courier
-from cellmw.transports.delivery import Outgoing
+from cellmw.transports.delivery import Borrower, Courier, Outgoing
 
 if TYPE_CHECKING:
     import threading
@@ -49,7 +44,7 @@ class Process(Protocol):
         """Read the cell mappings again, now."""
 
 
-class Handle(RPCTransport):  # type: ignore[misc]
+class Handle(RPCTransport):
     """The request's own transport for its cell.
 
     Any oslo.messaging RPC client takes it.  It opens nothing before the
@@ -96,10 +91,9 @@ class Handle(RPCTransport):  # type: ignore[misc]
         # a first message at the same time one sees what the other has done.
         process, self._process = self._process, None
         borrower, self._borrower = self._borrower, None
-        if borrower is not None and process is not None:
-            # In a forked child it is the parent's, lock and lease.
-            if process.pid == os.getpid():
-                borrower.end()
+        # In a forked child it is the parent's, lock and lease.
+        if borrower and process and process.pid == os.getpid():
+            borrower.end()
 
     def _send(
         self,
@@ -203,4 +197,3 @@ class Handle(RPCTransport):  # type: ignore[misc]
 def runtime_id_of(transport: object) -> int | None:
     """Which runtime made this ``mq_connection``, where one did."""
     return transport._runtime_id if isinstance(transport, Handle) else None
-

@@ -12,20 +12,17 @@ from __future__ import annotations
 import enum
 import importlib.metadata
 import sys
+from collections.abc import Callable
 
 import amqp.exceptions
 import kombu.exceptions
-import kombu.transport.pyamqp  # noqa: F401  (the first request pays for none)
+import kombu.transport.pyamqp
 import oslo_messaging
 from oslo_config import cfg
-from oslo_messaging._drivers import amqpdriver
-from oslo_messaging._drivers import base
-from oslo_messaging._drivers import common
-from oslo_messaging._drivers import impl_rabbit
+from oslo_messaging._drivers import amqpdriver, base, common, impl_rabbit
 from oslo_messaging.transport import RPCTransport
 
-from cellmw import exceptions
-from cellmw import redaction
+from cellmw import exceptions, redaction
 from cellmw.cells.mapping import Generation
 
 # How long the broker keeps the reply queue of a transport that was made for
@@ -183,7 +180,7 @@ def judge(error: BaseException, *, wait_for_reply: bool) -> Verdict:
     return Verdict.UNRELATED
 
 
-class AnnouncingTarget(oslo_messaging.Target):  # type: ignore[misc]
+class AnnouncingTarget(oslo_messaging.Target):
     """A target that tells when the driver is about to write.
 
     The drivers on AMQP read ``fanout`` when they have a connection and
@@ -192,7 +189,7 @@ class AnnouncingTarget(oslo_messaging.Target):  # type: ignore[misc]
     """
 
     def __init__(
-        self, target: oslo_messaging.Target, announce: object
+        self, target: oslo_messaging.Target, announce: Callable[[], None]
     ) -> None:
         self._announce = announce
         self.exchange = target.exchange
@@ -200,13 +197,14 @@ class AnnouncingTarget(oslo_messaging.Target):  # type: ignore[misc]
         self.namespace = target.namespace
         self.version = target.version
         self.server = target.server
-        self._fanout = target.fanout
+        self._fanout: bool | None = target.fanout
         self.accepted_namespaces = target.accepted_namespaces
 
     @property
     def fanout(self) -> bool | None:
-        self._announce()  # type: ignore[operator]
-        return self._fanout  # type: ignore[no-any-return]
+        """Whether all servers get it; the next step of the driver writes."""
+        self._announce()
+        return self._fanout
 
 
 def announces(transport: RPCTransport) -> bool:
@@ -243,5 +241,5 @@ def is_awaiting_reply(thread_id: int | None) -> bool:
         del frame
 
 
-# Imported above so that no request pays for the import.
-assert issubclass(impl_rabbit.RabbitDriver, amqpdriver.AMQPDriverBase)
+# Loaded on use otherwise, and then the first request would pay for it.
+_ = (impl_rabbit, kombu.transport.pyamqp)

@@ -24,13 +24,11 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from oslo_messaging.transport import RPCTransport
 
-from cellmw import exceptions
-from cellmw import redaction
+from cellmw import exceptions, redaction
 from cellmw.cells.mapping import Generation
 from cellmw.transports.closer import Closer
 
@@ -191,9 +189,7 @@ class Pool:
 
     def __init__(
         self,
-        open_transport: Callable[
-            [Generation, bool], RPCTransport
-        ],
+        open_transport: Callable[[Generation, bool], RPCTransport],
         closer: Closer,
         *,
         max_size: int,
@@ -236,7 +232,8 @@ class Pool:
         """
         entries = self._entries
         with self._lock:
-            entry = entries[generation] if generation in entries else None
+            # Not get(): nothing is called here.
+            entry = entries[generation] if generation in entries else None  # noqa: SIM401
             if entry is not None:
                 entry.leases += 1
         if entry is None:
@@ -389,9 +386,9 @@ class Pool:
         finished = []
         with self._lock:
             for entry in entries:
-                if self._entries.get(entry.generation) is entry:
-                    if self._uncache(entry):
-                        finished.append(entry)
+                cached = self._entries.get(entry.generation) is entry
+                if cached and self._uncache(entry):
+                    finished.append(entry)
         for entry in finished:
             self._dispose(entry)
 
@@ -458,9 +455,8 @@ class Pool:
                 old = entry.expires_at is not None and (
                     now >= entry.expires_at
                 )
-                if old or not entry.leases:
-                    if self._uncache(entry):
-                        finished.append(entry)
+                if (old or not entry.leases) and self._uncache(entry):
+                    finished.append(entry)
         for entry in finished:
             self._dispose(entry)
 
