@@ -248,10 +248,8 @@ class Pool:
     def _book(self, generation: Generation) -> tuple[_Entry, bool]:
         """A place for a transport, and whether the caller has to open it."""
         new = _Entry(generation)
-        cell_uuid = generation.cell_uuid
-        evicted: _Entry | None = None
-        finished = False
-        refusal: type[exceptions.SendError] | None = None
+        refusal: exceptions.SendError | None = None
+        finished: _Entry | None = None
         with self._lock:
             entry = self._entries.get(generation)
             if entry is not None:
@@ -259,35 +257,42 @@ class Pool:
                 entry.leases += 1
                 return entry, False
             if self._closed:
-                refusal = exceptions.ShuttingDown
+                refusal = exceptions.ShuttingDown(
+                    cell_uuid=generation.cell_uuid
+                )
             elif self._max_size == 0 or self._outdated(generation):
                 new.cached = False
             elif len(self._entries) >= self._max_size:
-                evicted = self._least_recently_used()
-                if evicted is not None:
-                    finished = self._uncache(evicted)
-                    self._count(evicted.generation.cell_uuid, "evicted")
-                elif self._refuse_over_limit:
-                    refusal = exceptions.CellBusy
-                    self._count(cell_uuid, "refused")
-                else:
-                    new.cached = False
-                    self._count(cell_uuid, "over_limit")
+                finished, refusal = self._make_room(new)
             if refusal is None:
                 # Booked before it is opened: the bound holds meanwhile.
                 if new.cached:
                     self._entries[generation] = new
                 else:
                     self._outside.add(new)
-        if evicted is not None and finished:
-            self._dispose(evicted)
-        if refusal is exceptions.CellBusy:
-            raise exceptions.CellBusy(
+        if finished is not None:
+            self._dispose(finished)
+        if refusal is not None:
+            raise refusal
+        return new, True
+
+    def _make_room(
+        self, new: _Entry
+    ) -> tuple[_Entry | None, exceptions.SendError | None]:
+        """What is to be closed for a new entry, or why there is no room."""
+        cell_uuid = new.generation.cell_uuid
+        evicted = self._least_recently_used()
+        if evicted is not None:
+            self._count(evicted.generation.cell_uuid, "evicted")
+            return (evicted if self._uncache(evicted) else None), None
+        if self._refuse_over_limit:
+            self._count(cell_uuid, "refused")
+            return None, exceptions.CellBusy(
                 "all cached transports are in use", cell_uuid=cell_uuid
             )
-        if refusal is not None:
-            raise refusal(cell_uuid=cell_uuid)
-        return new, True
+        new.cached = False
+        self._count(cell_uuid, "over_limit")
+        return None, None
 
     def _outdated(self, generation: Generation) -> bool:
         """Whether the cell is known to have another generation by now."""
@@ -518,10 +523,15 @@ class Pool:
             ]
             counts = {uuid: dict(c) for uuid, c in self._counts.items()}
             totals = dict(self._totals)
-        cells: dict[str, CellTransports] = {}
-        for cell_uuid in {*counts, *(row[0] for row in entries)}:
-            rows = [row for row in entries if row[0] == cell_uuid]
-            cells[cell_uuid] = _numbers(rows, counts.get(cell_uuid, {}))
+        rows: dict[str, list[tuple[str, int, int, int]]] = {
+            cell_uuid: [] for cell_uuid in counts
+        }
+        for row in entries:
+            rows.setdefault(row[0], []).append(row)
+        cells = {
+            cell_uuid: _numbers(of_cell, counts.get(cell_uuid, {}))
+            for cell_uuid, of_cell in rows.items()
+        }
         return PoolStats(
             total=_numbers(entries, totals),
             leases=sum(row[3] for row in entries),
