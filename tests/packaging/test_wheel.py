@@ -221,7 +221,7 @@ def test_the_option_generator_writes_every_option(
     names = run(*(installed / "python", "-c", program), cwd=folder).split()
     assert len(names) >= 20
     for name in names:
-        assert f"\n#{name} = " in written, name
+        assert f"\n#{name} =" in written, name
 
 
 def test_commands_of_the_plain_installation_start(
