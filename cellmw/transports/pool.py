@@ -120,9 +120,9 @@ class Lease:
 
         The lease itself is still to be released.
         """
-        entry = self._entry
-        if entry is not None:
-            self._pool._retire([entry])
+        pool, entry = self._pool, self._entry
+        if entry is not None and pool._pid == os.getpid():
+            pool._retire([entry])
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -326,12 +326,10 @@ class Pool:
             self._forget(entry, problem)
             raise problem.again()
         now = self._clock()
-        lifetime = self._max_lifetime
+        if self._max_lifetime:
+            part = 1 - _JITTER * self._chance()
+            entry.expires_at = now + self._max_lifetime * part
         with self._lock:
-            if lifetime:
-                entry.expires_at = now + lifetime * (
-                    1 - _JITTER * self._chance()
-                )
             entry.last_used = now
             entry.transport = transport
             self._count(entry.generation.cell_uuid, "opened")
@@ -350,16 +348,21 @@ class Pool:
 
     def _await(self, entry: _Entry, timeout: float) -> None:
         """Wait for the thread that opens, as long as the caller may."""
-        if entry.opened.acquire(timeout=max(0.0, timeout)):
-            entry.opened.release()
-            if entry.transport is not None:
-                return
-        else:
-            Lease(self, entry).release()
+        ended = False
+        try:
+            ended = entry.opened.acquire(timeout=max(0.0, timeout))
+        finally:
+            # Also where something ends the waiting thread.
+            if not ended:
+                Lease(self, entry).release()
+        if not ended:
             raise exceptions.CellUnavailable(
                 "opening its transport takes too long",
                 cell_uuid=entry.generation.cell_uuid,
             )
+        entry.opened.release()
+        if entry.transport is not None:
+            return
         error = entry.error
         if isinstance(error, exceptions.SendError):
             raise error.again()
@@ -376,15 +379,18 @@ class Pool:
 
         :param current: by cell UUID; the pool keeps it
         """
-        self._current = current
-        self._retire(
-            [
+        with self._lock:
+            # Together: who books at this moment is either told that its
+            # generation is outdated, or found here.  The old state goes
+            # after the lock: the last of a generation may go with it.
+            before, self._current = self._current, current
+            outdated = [
                 entry
-                for entry in list(self._entries.values())
-                if current.get(entry.generation.cell_uuid)
-                is not entry.generation
+                for entry in self._entries.values()
+                if self._outdated(entry.generation)
             ]
-        )
+        self._retire(outdated)
+        del before
 
     def _retire(self, entries: list[_Entry]) -> None:
         """Let nobody new have these; close them when they are released."""
@@ -428,42 +434,26 @@ class Pool:
     def sweep(self) -> None:
         """Close what is idle, replace what is old.  Called now and then."""
         now = self._clock()
-        overdue = []
         with self._lock:
-            for entry in self._entries.values():
-                if entry.transport is None:
-                    continue
-                # A clock that went back must not keep anything for ever.
-                entry.last_used = min(entry.last_used, now)
-                if entry.expires_at is not None:
-                    entry.expires_at = min(
-                        entry.expires_at, now + self._max_lifetime
-                    )
-                    if now >= entry.expires_at:
-                        overdue.append(entry)
-                        continue
-                if (
-                    not entry.leases
-                    and now - entry.last_used >= self._idle_timeout
-                ):
-                    overdue.append(entry)
-        self._retire_unless_used_again(overdue, now)
-
-    def _retire_unless_used_again(
-        self, entries: list[_Entry], now: float
-    ) -> None:
-        finished = []
-        with self._lock:
-            for entry in entries:
-                if self._entries.get(entry.generation) is not entry:
-                    continue
-                old = entry.expires_at is not None and (
-                    now >= entry.expires_at
-                )
-                if (old or not entry.leases) and self._uncache(entry):
-                    finished.append(entry)
+            overdue = [
+                entry
+                for entry in self._entries.values()
+                if self._overdue(entry, now)
+            ]
+            finished = [entry for entry in overdue if self._uncache(entry)]
         for entry in finished:
             self._dispose(entry)
+
+    def _overdue(self, entry: _Entry, now: float) -> bool:
+        if entry.transport is None:
+            return False
+        # A clock that went back must not keep anything for ever.
+        entry.last_used = min(entry.last_used, now)
+        if entry.expires_at is not None:
+            entry.expires_at = min(entry.expires_at, now + self._max_lifetime)
+            if now >= entry.expires_at:
+                return True
+        return not entry.leases and now - entry.last_used >= self._idle_timeout
 
     def close(self, timeout: float) -> int:
         """Open nothing more, and close everything that is given back.
