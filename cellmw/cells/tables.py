@@ -12,10 +12,6 @@ import sqlalchemy as sa
 
 metadata = sa.MetaData()
 
-# What Nova's migrations give to its own tables; a foreign key from one of
-# its tables to these needs the same.
-_MYSQL = {"mysql_engine": "InnoDB", "mysql_charset": "utf8"}
-
 cell_mappings = sa.Table(
     "cell_mappings",
     metadata,
@@ -29,7 +25,8 @@ cell_mappings = sa.Table(
     sa.Column("disabled", sa.Boolean, default=False),
     sa.UniqueConstraint("uuid", name="uniq_cell_mappings0uuid"),
     sa.Index("uuid_idx", "uuid"),
-    **_MYSQL,
+    mysql_engine="InnoDB",
+    mysql_charset="utf8",
 )
 
 instance_mappings = sa.Table(
@@ -51,5 +48,6 @@ instance_mappings = sa.Table(
     sa.Index(
         "instance_mappings_user_id_project_id_idx", "user_id", "project_id"
     ),
-    **_MYSQL,
+    mysql_engine="InnoDB",
+    mysql_charset="utf8",
 )

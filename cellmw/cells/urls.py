@@ -109,6 +109,27 @@ def check(url: str, known_drivers: frozenset[str]) -> Broker:
     return broker
 
 
+def same_queues(one: Broker, other: Broker) -> bool:
+    """Whether messages for the one would arrive at the other.
+
+    They have the virtual host and at least one host of the cluster in
+    common.
+    """
+    return (
+        one.driver == other.driver
+        and (one.virtual_host or "/") == (other.virtual_host or "/")
+        and not _addresses(one).isdisjoint(_addresses(other))
+    )
+
+
+def _addresses(broker: Broker) -> frozenset[tuple[str, int]]:
+    default = 5672 if broker.driver == "rabbit" else 0
+    return frozenset(
+        ((host or "localhost").lower(), port or default)
+        for host, port in broker.hosts or ((None, None),)
+    )
+
+
 def fill_in(url: str, base_url: str | None) -> str:
     """Fill in a template; a URL without braces comes back as it is.
 

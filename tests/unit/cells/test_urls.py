@@ -266,6 +266,27 @@ def test_the_scheme_is_in_lower_case_and_nothing_is_no_scheme() -> None:
     assert urls.scheme_of("") == ""
 
 
+@pytest.mark.parametrize(
+    "one, other, same",
+    [
+        ("rabbit://a:b@h/v", "rabbit://c:d@H:5672/v?x=1", True),
+        ("rabbit://a:b@h:1,a:b@i:1/v", "rabbit://a:b@i:1,a:b@j:1/v", True),
+        ("rabbit://h", "rabbit://h//", True),
+        ("rabbit://", "rabbit://localhost/", True),
+        ("rabbit://h/v", "rabbit://h/w", False),
+        ("rabbit://h/v", "rabbit://h:5673/v", False),
+        ("rabbit://h/v", "rabbit://i/v", False),
+        ("rabbit://h/v", "fake://h/v", False),
+    ],
+)
+def test_two_urls_that_lead_to_the_same_queues(
+    one: str, other: str, same: bool
+) -> None:
+    brokers = urls.broker_of(one), urls.broker_of(other)
+    assert urls.same_queues(*brokers) is same
+    assert urls.same_queues(*reversed(brokers)) is same
+
+
 # Pieces that meet each other in ways that nobody thinks of.
 _PIECES = st.sampled_from(
     [

@@ -1,0 +1,247 @@
+# Licensed under the Apache License, Version 2.0; see the file LICENSE.
+"""Making an engine, and sharing it among threads and processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from oslo_config import cfg
+from oslo_db import options as oslo_db_options
+from oslo_db.sqlalchemy import engines
+
+from cellmw.cells import store
+from cellmw.exceptions import ConfigurationError
+
+ROOT = Path(__file__).resolve().parents[3]
+MYSQL = "mysql+pymysql://u:Zpw@h/nova_api"
+POSTGRESQL = "postgresql+psycopg2://u:Zpw@h/nova_api"
+
+
+def configuration(tmp_path: Path, *lines: str) -> cfg.ConfigOpts:
+    path = tmp_path / "nova.conf"
+    path.write_text("\n".join(["[api_database]", *lines]), "utf-8")
+    conf = cfg.ConfigOpts()
+    conf([], default_config_files=[str(path)])
+    return conf
+
+
+def made_with(
+    monkeypatch: pytest.MonkeyPatch, *args: Any, **limits: Any
+) -> tuple[sa.URL, dict[str, Any]]:
+    """What oslo.db is called with."""
+    calls = []
+    real = engines.create_engine
+
+    def create_engine(url: sa.URL, **arguments: Any) -> sa.Engine:
+        calls.append((url, arguments))
+        engine: sa.Engine = real("sqlite://", max_retries=0)
+        return engine
+
+    monkeypatch.setattr(engines, "create_engine", create_engine)
+    store.make_engine(*args, **limits)
+    return calls[0]
+
+
+def test_the_options_are_those_of_oslo_db(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conf = configuration(
+        tmp_path,
+        f"connection = {MYSQL}",
+        "max_pool_size = 3",
+        "max_overflow = 4",
+        "pool_timeout = 6",
+        "connection_recycle_time = 7",
+        "mysql_sql_mode = ANSI",
+        "mysql_wsrep_sync_wait = 1",
+        "sqlite_synchronous = false",
+        "connection_parameters = ssl_ca=/x&read_timeout=33",
+    )
+    url, arguments = made_with(monkeypatch, conf, timeout=4.2)
+    assert url.render_as_string(hide_password=False).startswith(MYSQL)
+    assert dict(url.query) == {
+        "ssl_ca": "/x",
+        "connect_timeout": "5",
+        "read_timeout": "33",
+        "write_timeout": "5",
+        "init_command": (
+            "SET SESSION lock_wait_timeout = 5 "
+            "/*M! , max_statement_time = 5 */"
+        ),
+    }
+    assert arguments == {
+        "connection_debug": 0,
+        "connection_recycle_time": 7,
+        "connection_trace": False,
+        "max_overflow": 4,
+        "max_pool_size": 3,
+        # It connects as often as that, waiting in between, while it is made.
+        "max_retries": 0,
+        "mysql_sql_mode": "ANSI",
+        "mysql_wsrep_sync_wait": 1,
+        "pool_timeout": 6,
+        "sqlite_fk": False,
+        "sqlite_synchronous": False,
+        "thread_checkin": False,
+    }
+
+
+def test_without_a_timeout_the_drivers_have_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conf = configuration(tmp_path, f"connection = {MYSQL}")
+    url, _ = made_with(monkeypatch, conf)
+    assert not url.query
+
+
+def test_limits_in_the_url_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, _ = made_with(
+        monkeypatch,
+        configuration(tmp_path),
+        f"{MYSQL}?read_timeout=60&init_command=SET+x=1",
+        timeout=5,
+        connect_timeout=2,
+    )
+    assert url.query["read_timeout"] == "60"
+    assert url.query["init_command"] == "SET x=1"
+    assert url.query["connect_timeout"] == "2"
+
+
+def test_limits_on_postgresql_and_sqlite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conf = configuration(tmp_path)
+    url, _ = made_with(monkeypatch, conf, POSTGRESQL, timeout=5)
+    assert url.query["options"] == "-c statement_timeout=5000"
+    assert url.query["connect_timeout"] == "5"
+    monkeypatch.undo()
+    url, _ = made_with(monkeypatch, conf, "sqlite:///x", timeout=5)
+    assert dict(url.query) == {"timeout": "5"}
+
+
+def test_a_url_that_is_given_stands_in_for_the_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conf = configuration(tmp_path, f"connection = {MYSQL}")
+    url, _ = made_with(monkeypatch, conf, POSTGRESQL)
+    assert url.get_backend_name() == "postgresql"
+
+
+@pytest.mark.parametrize(
+    "line, part",
+    [
+        ("", "no API database is configured"),
+        ("connection =", "no API database is configured"),
+        ("connection = Zpw", "is no database URL"),
+        ("connection = mysql://u:Zpw@h:port/x", "is no database URL"),
+        ("connection = Zpw://u:Zpw@h/x", "is no database URL"),
+        ("connection = mysql+Zpw://u:Zpw@h/x", "is no database URL"),
+        (
+            "connection = mysql+pymysql://u:Zpw@h/x?read_timeout=Zpw",
+            "is no database",
+        ),
+        ("connection = sqlite://\nmax_pool_size = Zpw", "max_pool_size"),
+        ("connection = sqlite://\nmax_pool_size = $Zpw", "max_pool_size"),
+        (
+            "connection = mysql+mysqlconnector://u:Zpw@h/x",
+            "mysql is not installed",
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_named_without_its_value(
+    tmp_path: Path, line: str, part: str
+) -> None:
+    conf = configuration(tmp_path, line)
+    with pytest.raises(ConfigurationError) as caught:
+        store.make_engine(conf)
+    assert part in str(caught.value)
+    assert "Zpw" not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
+
+
+def test_options_that_the_service_has_registered_are_left_alone() -> None:
+    conf = cfg.ConfigOpts()
+    own = cfg.IntOpt("max_pool_size", default=77, help="Nova's.")
+    conf.register_opt(own, group="api_database")
+    store.register_options(conf)
+    store.register_options(conf)
+    conf([], default_config_files=[])
+    assert conf.api_database.max_pool_size == 77
+    # The service can still register a copy of its own, as Nova does.
+    conf.register_opts(
+        [
+            option
+            for option in oslo_db_options.database_opts
+            if option.name != "max_pool_size"
+        ],
+        group="api_database",
+    )
+
+
+def test_making_an_engine_connects_to_nothing(tmp_path: Path) -> None:
+    conf = configuration(tmp_path)
+    engine = store.make_engine(conf, f"sqlite:///{tmp_path}/none/x.sqlite")
+    assert list(tmp_path.iterdir()) == [tmp_path / "nova.conf"]
+    assert engine.hide_parameters
+
+
+def test_an_engine_is_made_on_first_use_and_once() -> None:
+    made: list[sa.Engine] = []
+
+    def make() -> sa.Engine:
+        made.append(sa.create_engine("sqlite://"))
+        return made[-1]
+
+    reading = store.Store(make)
+    assert not made
+    assert reading.engine() is reading.engine()
+    assert len(made) == 1
+
+
+def test_another_process_makes_an_engine_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reading = store.Store(lambda: sa.create_engine("sqlite://"))
+    disposed: list[object] = []
+    parents = reading.engine()
+    monkeypatch.setattr(parents, "dispose", lambda: disposed.append(parents))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: -1)
+        assert reading.engine() is not parents
+    other = store.Store(lambda: parents)
+    other.engine()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: -1)
+        other.close()
+    assert not disposed
+    other.engine()
+    other.close()
+    other.close()
+    assert disposed == [parents]
+
+
+def test_reading_imports_neither_alembic_nor_cliff() -> None:
+    program = (
+        "import sys, cellmw.cells.store\n"
+        "print([name for name in sys.modules"
+        " if name.startswith(('alembic', 'cliff', 'cellmw.cli'))])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.strip() == "[]"
