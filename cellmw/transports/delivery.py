@@ -76,10 +76,16 @@ class Borrower:
         :raises SendError: there is nothing to send with
         """
         while True:
+            given_up = None
             with self._lock:
                 if self._lease is not None:
-                    return self._lease.share()
+                    if not self._lease.given_up:
+                        return self._lease.share()
+                    # Another request has found its connections dead.
+                    given_up, self._lease = self._lease, None
                 generation = self._pinned
+            if given_up is not None:
+                given_up.release()
             if generation is None:
                 generation = self.current_generation()
             new = self._pool.acquire(generation, timeout=timeout)
@@ -148,6 +154,7 @@ class Delivery:
         # request that this will never be written.
         self._decision = threading.Lock()
         self._used: Generation | None = None
+        self._leased: Lease | None = None
         self.may_be_written = False
         self.verdict: oslo.Verdict | None = None
         self._lock = threading.Lock()
@@ -168,12 +175,19 @@ class Delivery:
         return self._decision.acquire(blocking=False)
 
     def give_up(self) -> None:
-        """Count the worker as stuck until it comes back."""
+        """Count the worker as stuck until it comes back.
+
+        What it is stuck with serves nobody else: where packets are lost,
+        nothing tells that the other connections are dead as well.
+        """
         with self._lock:
             if self._ended:
                 return
             self._stuck = True
             self._guard.note_stuck()
+        leased = self._leased
+        if leased is not None:
+            self._borrower.drop(leased)
 
     def _send_at_most_twice(self) -> Any:
         try:
@@ -203,6 +217,7 @@ class Delivery:
         self.verdict = None
         lease = self._borrower.lease(self._send_timeout)
         self._used = lease.generation
+        self._leased = lease
         try:
             assert lease.transport is not None
             return self._write(lease.transport, lease.generation)
@@ -217,6 +232,7 @@ class Delivery:
                 self._borrower.drop(lease)
             raise
         finally:
+            self._leased = None
             lease.release()
 
     def _write(self, transport: RPCTransport, generation: Generation) -> Any:
@@ -292,21 +308,21 @@ class Courier:
         """
         started = self._clock()
         limit = self._send_timeout
-        guard, trial = self._guards.admit(cell.uuid, cell.name, limit)
+        guard, admission = self._guards.admit(cell.uuid, cell.name, limit)
         delivery = Delivery(
             outgoing, borrower, guard, send_timeout=limit, refresh=refresh
         )
-        job = self._workers.submit(delivery.run)
-        attempt = _Attempt(cell, outgoing, guard, trial, delivery, job)
+        attempt = _Attempt(cell, outgoing, guard, admission, delivery)
         try:
+            job = attempt.start(self._workers)
             if job.wait(limit - (self._clock() - started)):
-                return attempt.finish()
+                return attempt.finish(self._clock() - started)
             if attempt.is_awaiting_reply():
-                attempt.report(delivered=True)
+                attempt.report(True)
                 # What delivering has not used of its time is left over.
                 left = limit + (outgoing.timeout or 0.0)
                 if job.wait(left - (self._clock() - started)):
-                    return attempt.finish()
+                    return attempt.finish(self._clock() - started)
             return attempt.give_up(limit)
         except BaseException:
             attempt.break_off()
@@ -314,100 +330,134 @@ class Courier:
 
 
 class _Attempt:
-    """One message, as the thread sees it that waits for it."""
+    """One message, as the thread sees it that waits for it.
+
+    It owns the place in the guard until a worker has it.
+    """
 
     def __init__(
         self,
         cell: Cell,
         outgoing: Outgoing,
         guard: Guard,
-        trial: bool,
+        admission: int,
         delivery: Delivery,
-        job: Job,
     ) -> None:
         self._cell = cell
         self._outgoing = outgoing
         self._guard = guard
-        self._trial = trial
+        self._admission = admission
         self._delivery = delivery
-        self._job = job
+        self._job: Job | None = None
         self._reported = False
 
-    def report(self, *, delivered: bool | None, cause: str = "") -> None:
-        if not self._reported:
-            self._reported = True
-            self._guard.report(delivered, trial=self._trial, cause=cause)
+    def start(self, workers: Workers) -> Job:
+        self._job = job = workers.submit(self._delivery.run)
+        return job
+
+    def report(
+        self,
+        delivered: bool | None,
+        *,
+        seconds: float | None = None,
+        cause: str = "",
+    ) -> float:
+        """The first report counts; gives the seconds until the next trial."""
+        if self._reported:
+            if seconds is not None:
+                self._guard.note_duration(seconds, call=True)
+            return 0.0
+        self._reported = True
+        return self._guard.report(
+            delivered,
+            self._admission,
+            seconds=seconds,
+            call=bool(self._outgoing.wait_for_reply),
+            cause=cause,
+        )
 
     def is_awaiting_reply(self) -> bool:
+        assert self._job is not None
         return (
             bool(self._outgoing.wait_for_reply)
             and self._delivery.may_be_written
             and oslo.is_awaiting_reply(self._job.thread_id)
         )
 
-    def finish(self) -> Any:
-        """What came of it."""
+    def finish(self, seconds: float) -> Any:
+        """What came of it, after so many seconds."""
+        assert self._job is not None
         if self._job.error is None:
-            self.report(delivered=True)
+            self.report(True, seconds=seconds)
             return self._job.result
-        raise self._translate()
+        raise self._translate(self._job.error, seconds)
 
-    def _translate(self) -> BaseException:
+    def _translate(
+        self, error: BaseException, seconds: float
+    ) -> BaseException:
         """The error to raise for what the worker met.
 
         It is looked at here and not in the frame that raises: that one is
         part of the traceback.
         """
-        error = self._job.error
-        assert error is not None
-        verdict = self._delivery.verdict
-        if verdict is None and self._job.thread_id is None:
+        assert self._job is not None
+        if self._job.thread_id is None:
             # No thread could be started, so nobody gives the place back.
             self._guard.leave()
-            self.report(delivered=None)
+            self.report(None)
             return self._error(
                 exceptions.CellBusy, "no thread can be started for it"
             )
+        verdict = self._delivery.verdict
         if verdict in (oslo.Verdict.UNREACHABLE, oslo.Verdict.REFUSED):
-            cause = redaction.describe(error)
-            self.report(delivered=False, cause=cause)
-            return self._failure(cause)
+            return self._failure(
+                redaction.describe(error),
+                uncertain=self._delivery.may_be_written,
+            )
         if verdict is oslo.Verdict.ANSWERED:
-            self.report(delivered=True)
+            self.report(True, seconds=seconds)
         else:
-            self.report(delivered=None)
+            self.report(None)
         if isinstance(error, exceptions.SendError) and not error.cell_name:
             return self._error(type(error), error.cause, error.retry_after)
         return _bare(error)
 
     def give_up(self, limit: float) -> Any:
         """The request's thread has waited long enough."""
+        assert self._job is not None
         revoked = self._delivery.revoke()
-        if self._job.done:
-            return self.finish()  # just now, after all
+        if self._job.done and not isinstance(self._job.error, _Revoked):
+            return self.finish(limit)  # just now, after all
         self._delivery.give_up()
         if self._reported:
             # Delivered; the driver did not keep to the reply's timeout.
             raise oslo_messaging.MessagingTimeout(
                 f"no reply from cell {self._cell.uuid} in time"
             )
-        cause = f"it took longer than {limit:g} seconds"
-        self.report(delivered=False, cause=cause)
-        if revoked:
-            raise self._error(exceptions.CellUnavailable, cause, 1.0)
-        raise self._error(exceptions.DeliveryUncertain, cause, 1.0)
+        raise self._failure(
+            f"it took longer than {limit:g} seconds", uncertain=not revoked
+        )
 
     def break_off(self) -> None:
         """Something else ended the wait: a server that ends its thread."""
-        if not self._reported:
+        if self._reported:
+            return
+        if self._job is None:
+            self._guard.leave()
+        else:
             self._delivery.revoke()
             self._delivery.give_up()
-            self.report(delivered=None)
+        self.report(None)
 
-    def _failure(self, cause: str) -> exceptions.SendError:
-        if self._delivery.may_be_written:
-            return self._error(exceptions.DeliveryUncertain, cause, 1.0)
-        return self._error(exceptions.CellUnavailable, cause, 1.0)
+    def _failure(self, cause: str, *, uncertain: bool) -> exceptions.SendError:
+        """Count a failure to deliver; the error that tells of it."""
+        left = self.report(False, cause=cause)
+        kind = (
+            exceptions.DeliveryUncertain
+            if uncertain
+            else exceptions.CellUnavailable
+        )
+        return self._error(kind, cause, max(1.0, left))
 
     def _error(
         self,

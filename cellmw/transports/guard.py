@@ -12,6 +12,7 @@ trial of which there is one at a time, nor a wait in line with a deadline.
 
 from __future__ import annotations
 
+import bisect
 import collections
 import dataclasses
 import logging
@@ -23,8 +24,42 @@ from cellmw import exceptions, redaction
 
 LOG = logging.getLogger(__name__)
 
+# Upper bounds of the classes in which durations are counted, in seconds; what
+# takes longer than the last is in a class of its own.
+DURATION_BOUNDS = (
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+)
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Durations:
+    """How long messages took that the broker took.
+
+    :ivar counts: how many, by the classes of :data:`DURATION_BOUNDS`, each
+        without those in the classes before it
+    :ivar total: all of them together, in seconds
+    """
+
+    counts: tuple[int, ...]
+    total: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class GuardStats:
     """The state of one cell, as this process sees it.
 
@@ -35,9 +70,13 @@ class GuardStats:
     :ivar stuck: messages whose request gave up, and whose thread has not
         come back
     :ivar retry_after: seconds until the next trial, where it is down
-    :ivar sent: messages that were handed to the broker
-    :ivar failed: messages that were not, or perhaps not
-    :ivar rejected: messages refused without asking the broker
+    :ivar sent: messages that the broker took
+    :ivar failed: messages that were not delivered, or perhaps not
+    :ivar refused_down: messages refused because the cell is taken as down
+    :ivar refused_busy: messages refused for want of a place
+    :ivar went_down: how often the cell was taken as down
+    :ivar casts: how long casts took, from their beginning
+    :ivar calls: the same of calls, the reply included
     """
 
     cell_uuid: str
@@ -50,7 +89,24 @@ class GuardStats:
     retry_after: float
     sent: int
     failed: int
-    rejected: int
+    refused_down: int
+    refused_busy: int
+    went_down: int
+    casts: Durations
+    calls: Durations
+
+
+class _Waiter:
+    """A message in line."""
+
+    __slots__ = ("admission", "turn")
+
+    def __init__(self) -> None:
+        # Locked until it is this one's turn, one way or the other.
+        self.turn = threading.Lock()
+        self.turn.acquire()
+        # What admit() returns; None: the cell went down meanwhile.
+        self.admission: int | None = None
 
 
 class Guard:
@@ -65,19 +121,26 @@ class Guard:
     __slots__ = (
         "_breaker_failures",
         "_breaker_reset_after",
+        "_call_counts",
+        "_call_time",
+        "_cast_counts",
+        "_cast_time",
         "_clock",
         "_down",
+        "_era",
         "_failed",
         "_failures",
+        "_line",
         "_lock",
         "_max_sends",
         "_next_trial",
-        "_rejected",
+        "_refused_busy",
+        "_refused_down",
         "_sent",
         "_stuck",
         "_trial",
         "_under_way",
-        "_waiters",
+        "_went_down",
         "cell_name",
         "cell_uuid",
         "discarded",
@@ -95,31 +158,47 @@ class Guard:
     ) -> None:
         self.cell_uuid = cell_uuid
         self.cell_name = cell_name
+        self.discarded = False
         self._max_sends = max_sends
         self._breaker_failures = breaker_failures
         self._breaker_reset_after = breaker_reset_after
         self._clock = clock
         self._lock = threading.Lock()
         self._under_way = 0
-        self._waiters: collections.deque[threading.Lock] = collections.deque()
         self._stuck = 0
+        # In the order of their coming.  As long as somebody is in it, all
+        # places are taken: a place that becomes free is handed over.
+        self._line: collections.deque[_Waiter] = collections.deque()
         self._failures = 0
         self._down = False
         self._trial = False
         self._next_trial = 0.0
+        # A new one begins with each change of state and each trial.  The
+        # verdict on a message counts in the era only in which it was let in:
+        # what comes later tells of a state that is over.
+        self._era = 0
+        classes = len(DURATION_BOUNDS) + 1
+        self._cast_counts = [0] * classes
+        self._cast_time = 0.0
+        self._call_counts = [0] * classes
+        self._call_time = 0.0
         self._sent = 0
         self._failed = 0
-        self._rejected = 0
-        self.discarded = False
+        self._refused_down = 0
+        self._refused_busy = 0
+        self._went_down = 0
 
-    def admit(self, timeout: float) -> bool:
+    def admit(self, timeout: float) -> int:
         """Take a place for one message.
 
         Whoever gets one gives it back with :meth:`leave`, and says with
         :meth:`report` how it went, each once.
 
+        Does not block but to wait in line.  Nobody waits for a cell that is
+        taken as down: who is in line when that happens is refused then.
+
         :param timeout: the longest to wait in line, in seconds
-        :returns: whether this message is the trial of a cell that is down
+        :returns: what :meth:`report` wants to have
         :raises CellUnavailable: the cell is taken as down
         :raises CellBusy: no place became free in time
         """
@@ -127,75 +206,77 @@ class Guard:
             quick = not self._down and self._under_way < self._max_sends
             if quick:
                 self._under_way += 1
+                admission = self._era
         if quick:
-            return False
+            return admission
         return self._admit_slowly(timeout)
 
-    def _admit_slowly(self, timeout: float) -> bool:
-        # Nobody waits in line for a cell that is down anyway.
-        self._raise_if_down()
-        waiter: threading.Lock | None = None
-        with self._lock:
-            if self._under_way < self._max_sends:
-                self._under_way += 1
-            else:
-                waiter = threading.Lock()
-                waiter.acquire()
-                self._waiters.append(waiter)
-        if waiter is not None:
-            self._wait_in_line(waiter, timeout)
-        return self._start_trial_if_down()
-
-    def _raise_if_down(self) -> None:
+    def _admit_slowly(self, timeout: float) -> int:
         now = self._clock()
+        left = 0.0
+        waiter: _Waiter | None = None
         with self._lock:
-            left = self._refused_for(now)
-            if left is not None:
-                self._rejected += 1
-        if left is not None:
+            if self._down:
+                left = self._refused_for(now)
+                if not left:
+                    return self._begin_trial()
+                self._refused_down += 1
+            elif self._under_way < self._max_sends:
+                self._under_way += 1
+                return self._era
+            else:
+                waiter = _Waiter()
+                self._line.append(waiter)
+        if waiter is None:
             raise self._unavailable(left)
+        return self._wait_in_line(waiter, timeout)
 
-    def _refused_for(self, now: float) -> float | None:
-        """Seconds for which messages are refused; None: they are not."""
-        if not self._down:
-            return None
+    def _refused_for(self, now: float) -> float:
+        """Seconds for which messages are refused at least; 0: one may go."""
         # A clock that went back must not make the wait longer.
         self._next_trial = min(
             self._next_trial, now + self._breaker_reset_after
         )
-        if self._trial:
-            return max(0.0, self._next_trial - now)
-        if now < self._next_trial:
-            return self._next_trial - now
-        return None
+        left = self._next_trial - now
+        if self._trial or self._under_way >= self._max_sends:
+            # For a trial too there must be a place: those that do not come
+            # back are a bound on how many there can be.
+            return max(left, 1.0)
+        return max(left, 0.0)
 
-    def _wait_in_line(self, waiter: threading.Lock, timeout: float) -> None:
-        if waiter.acquire(timeout=max(0.0, timeout)):
-            return
+    def _begin_trial(self) -> int:
+        self._under_way += 1
+        self._trial = True
+        self._era += 1
+        return self._era
+
+    def _wait_in_line(self, waiter: _Waiter, timeout: float) -> int:
+        try:
+            in_time = waiter.turn.acquire(timeout=max(0.0, timeout))
+        except BaseException:
+            if not self._leave_line(waiter) and waiter.admission is not None:
+                self.leave()
+            raise
+        if not in_time and self._leave_line(waiter):
+            raise exceptions.CellBusy(
+                f"{self._max_sends} messages are under way there",
+                cell_uuid=self.cell_uuid,
+                cell_name=self.cell_name,
+                retry_after=1.0,
+            )
+        if waiter.admission is None:
+            raise self._unavailable(self._breaker_reset_after)
+        return waiter.admission
+
+    def _leave_line(self, waiter: _Waiter) -> bool:
+        """Give up waiting; if that is False, it was its turn just now."""
         with self._lock:
             try:
-                self._waiters.remove(waiter)
+                self._line.remove(waiter)
             except ValueError:
-                # The place was handed over between the two lines above.
-                return
-            self._rejected += 1
-        raise exceptions.CellBusy(
-            f"{self._max_sends} messages are under way there",
-            cell_uuid=self.cell_uuid,
-            cell_name=self.cell_name,
-            retry_after=1.0,
-        )
-
-    def _start_trial_if_down(self) -> bool:
-        now = self._clock()
-        with self._lock:
-            left = self._refused_for(now)
-            if left is None:
-                self._trial = self._down
-                return self._down
-            self._rejected += 1
-        self.leave()
-        raise self._unavailable(left)
+                return False
+            self._refused_busy += 1
+            return True
 
     def _unavailable(self, left: float) -> exceptions.CellUnavailable:
         return exceptions.CellUnavailable(
@@ -208,16 +289,19 @@ class Guard:
     def leave(self, *, stuck: bool = False) -> None:
         """Give back a place.
 
-        :param stuck: the place had been reported as stuck
+        :param stuck: it had been reported as stuck
         """
+        waiter: _Waiter | None = None
         with self._lock:
             if stuck:
                 self._stuck -= 1
-            waiter = self._waiters.popleft() if self._waiters else None
-            if waiter is None:
+            if self._line:
+                waiter = self._line.popleft()
+                waiter.admission = self._era
+            else:
                 self._under_way -= 1
         if waiter is not None:
-            waiter.release()
+            waiter.turn.release()
 
     def note_stuck(self) -> None:
         """A message's request gave up; its place stays taken."""
@@ -225,47 +309,100 @@ class Guard:
             self._stuck += 1
 
     def report(
-        self, delivered: bool | None, *, trial: bool, cause: str = ""
-    ) -> None:
+        self,
+        delivered: bool | None,
+        admission: int,
+        *,
+        seconds: float | None = None,
+        call: bool = False,
+        cause: str = "",
+    ) -> float:
         """Say how a message went.
 
         :param delivered: True: the broker took it, whatever came of it
             there.  False: delivering failed.  None: it says nothing about
             the cell.
-        :param trial: what :meth:`admit` returned for it
+        :param admission: what :meth:`admit` returned for it
+        :param seconds: how long it took, to be counted; None: that is not
+            known yet, see :meth:`note_duration`
+        :param call: whether a reply is in that
         :param cause: for the log, without credentials
+        :returns: seconds until the next trial, where it was not delivered
+            and the cell is down
         """
-        if delivered and not trial and not self._failures:
-            # A count for looking at, on the way of every message: one that
-            # two threads raise at once may be one too low.
-            self._sent += 1
-            return
-        changed = False
-        now = self._clock()
+        now = 0.0 if delivered else self._clock()
+        left = 0.0
+        change: bool | None = None
+        refused: list[_Waiter] = []
         with self._lock:
-            self._sent += delivered is True
-            self._failed += delivered is False
-            if trial:
-                self._trial = False
-                if delivered:
-                    self._down = False
-                    self._failures = 0
-                    changed = True
-                elif delivered is False:
-                    self._failures += 1
-                    self._next_trial = now + self._breaker_reset_after
-            elif self._down:
-                pass  # from before it was taken as down
-            elif delivered:
-                self._failures = 0
+            if delivered:
+                self._sent += 1
             elif delivered is False:
-                self._failures += 1
-                if 0 < self._breaker_failures <= self._failures:
-                    self._down = True
-                    self._next_trial = now + self._breaker_reset_after
-                    changed = True
-        if changed:
-            self._log_change(down=not delivered, cause=cause)
+                self._failed += 1
+            if admission == self._era and (self._failures or not delivered):
+                change = self._judge(delivered, now)
+                if change:
+                    refused = self._empty_line()
+            if self._down and not delivered:
+                left = self._next_trial - now
+        if seconds is not None:
+            self.note_duration(seconds, call=call)
+        for waiter in refused:
+            waiter.turn.release()
+        if change is not None:
+            self._log_change(down=change, cause=cause)
+        return left
+
+    def note_duration(self, seconds: float, *, call: bool) -> None:
+        """Count how long a message took that the broker took.
+
+        :param call: whether the reply is in that
+        """
+        index = bisect.bisect_left(DURATION_BOUNDS, seconds)
+        with self._lock:
+            if call:
+                self._call_counts[index] += 1
+                self._call_time += seconds
+            else:
+                self._cast_counts[index] += 1
+                self._cast_time += seconds
+
+    def _judge(self, delivered: bool | None, now: float) -> bool | None:
+        """Whether the cell is down from now on; None: that is not new."""
+        if delivered:
+            self._failures = 0
+        if self._down:
+            return self._end_trial(delivered, now)
+        if delivered is False:
+            return self._count_failure(now)
+        return None
+
+    def _end_trial(self, delivered: bool | None, now: float) -> bool | None:
+        self._trial = False
+        if delivered:
+            self._down = False
+            self._era += 1
+            return False
+        if delivered is False:
+            self._failures += 1
+            self._next_trial = now + self._breaker_reset_after
+        return None
+
+    def _count_failure(self, now: float) -> bool | None:
+        self._failures += 1
+        if not 0 < self._breaker_failures <= self._failures:
+            return None
+        self._down = True
+        self._went_down += 1
+        self._era += 1
+        self._next_trial = now + self._breaker_reset_after
+        return True
+
+    def _empty_line(self) -> list[_Waiter]:
+        refused = list(self._line)
+        self._line.clear()
+        self._refused_down += len(refused)
+        return refused
 
     def _log_change(self, *, down: bool, cause: str) -> None:
         name = redaction.one_line(self.cell_name or "no name")
@@ -304,18 +441,24 @@ class Guard:
         now = self._clock()
         with self._lock:
             left = self._next_trial - now if self._down else 0.0
+            casts = Durations(tuple(self._cast_counts), self._cast_time)
+            calls = Durations(tuple(self._call_counts), self._call_time)
             return GuardStats(
                 cell_uuid=self.cell_uuid,
                 cell_name=self.cell_name,
                 down=self._down,
                 failures=self._failures,
                 under_way=self._under_way,
-                waiting=len(self._waiters),
+                waiting=len(self._line),
                 stuck=self._stuck,
                 retry_after=max(0.0, left),
                 sent=self._sent,
                 failed=self._failed,
-                rejected=self._rejected,
+                refused_down=self._refused_down,
+                refused_busy=self._refused_busy,
+                went_down=self._went_down,
+                casts=casts,
+                calls=calls,
             )
 
 
@@ -333,24 +476,27 @@ class Guards:
         self._max_idle = max_idle
         self._guards: dict[str, Guard] = {}
 
-    def get(self, cell_uuid: str, cell_name: str | None = None) -> Guard:
+    def get(self, cell_uuid: str, cell_name: str | None) -> Guard:
         """The guard of a cell."""
         guard = self._guards.get(cell_uuid)
         if guard is None:
             guard = self._guards.setdefault(
                 cell_uuid, self._make(cell_uuid, cell_name)
             )
+        if guard.cell_name is not cell_name:
+            # A cell can be renamed.
+            guard.cell_name = cell_name
         return guard
 
     def admit(
         self, cell_uuid: str, cell_name: str | None, timeout: float
-    ) -> tuple[Guard, bool]:
+    ) -> tuple[Guard, int]:
         """As :meth:`Guard.admit`, for a cell."""
         while True:
             guard = self.get(cell_uuid, cell_name)
-            trial = guard.admit(timeout)
+            admission = guard.admit(timeout)
             if not guard.discarded:
-                return guard, trial
+                return guard, admission
             # Thrown away between the two lines; nobody else will find it.
             guard.leave()
 

@@ -46,6 +46,7 @@ class _Entry:
         "error",
         "expires_at",
         "generation",
+        "given_up",
         "last_used",
         "leases",
         "opened",
@@ -59,6 +60,7 @@ class _Entry:
         self.leases = 1
         self.cached = True
         self.closing = False
+        self.given_up = False
         self.last_used = 0.0
         self.expires_at: float | None = None
         # Locked until the opener is done, one way or the other.
@@ -118,11 +120,19 @@ class Lease:
     def give_up(self) -> None:
         """Let nobody new have this transport: its connections are dead.
 
-        The lease itself is still to be released.
+        Who has a lease on it finds that in :attr:`given_up`.  The lease
+        itself is still to be released.
         """
         pool, entry = self._pool, self._entry
         if entry is not None and pool._pid == os.getpid():
+            entry.given_up = True
             pool._retire([entry])
+
+    @property
+    def given_up(self) -> bool:
+        """Whether somebody has found its connections dead."""
+        entry = self._entry
+        return entry is not None and entry.given_up
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
