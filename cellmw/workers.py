@@ -26,6 +26,7 @@ class Job:
 
     Any number of threads may wait for it.
 
+    :ivar done: whether it has ended
     :ivar result: what the function returned, once it is done
     :ivar error: what it raised, or None
     :ivar thread_id: the thread that runs it, once it has been started
@@ -35,6 +36,7 @@ class Job:
         "_args",
         "_function",
         "_running",
+        "done",
         "error",
         "result",
         "thread_id",
@@ -47,6 +49,7 @@ class Job:
         self._args = args
         self._running = threading.Lock()
         self._running.acquire()
+        self.done = False
         self.result: Any = None
         self.error: BaseException | None = None
         self.thread_id: int | None = None
@@ -57,17 +60,15 @@ class Job:
         :param timeout: seconds; None waits without end
         :returns: whether it is done
         """
-        limit = -1 if timeout is None else max(0, timeout)
+        limit = -1.0
+        if timeout is not None:
+            limit = min(max(0.0, timeout), threading.TIMEOUT_MAX)
         if not self._running.acquire(timeout=limit):
-            return False
+            # Another thread that waits may have it just now.
+            return self.done
         # Hand on to the next thread that waits.
         self._running.release()
         return True
-
-    @property
-    def done(self) -> bool:
-        """Whether it has ended; waits for nothing."""
-        return not self._running.locked() or self.wait(0)
 
     def run(self) -> None:
         """Do it, in the calling thread.  Never raises."""
@@ -77,13 +78,19 @@ class Job:
         try:
             self.result = function(*args)  # type: ignore[misc]
         except BaseException as error:
-            self.error = error
+            # Without this frame, which leads back to the job.
+            traceback = error.__traceback__
+            self.error = error.with_traceback(
+                None if traceback is None else traceback.tb_next
+            )
+            del traceback
         finally:
             # What a waiter finds must not keep alive what the job used.
             del function, args
 
     def finish(self) -> None:
         """Let those go on who wait."""
+        self.done = True
         self._running.release()
 
 
@@ -183,6 +190,8 @@ class _Worker(threading.Thread):
                 job.finish()
                 if owner._closed and not self._taken():
                     return
+                # Or what it has given would live until the next one comes.
+                del job
         finally:
             owner._threads.discard(self)
 

@@ -29,6 +29,28 @@ class Closable(Protocol):
         """Release all that it holds.  May block for ever."""
 
 
+class _Closing:
+    """One transport on its way out."""
+
+    __slots__ = ("cell_uuid", "done", "job", "limit", "told", "transport")
+
+    def __init__(
+        self,
+        transport: Closable,
+        cell_uuid: str,
+        done: Callable[[], None],
+        limit: float,
+    ) -> None:
+        # None as soon as a thread is at it.
+        self.transport: Closable | None = transport
+        self.cell_uuid = cell_uuid
+        self.done = done
+        # When it exceeds its budget, and whether that has been reported.
+        self.limit = limit
+        self.told = False
+        self.job = Job(lambda: None, ())
+
+
 class Closer:
     """Closes transports, each exactly once.  Thread-safe.
 
@@ -50,9 +72,7 @@ class Closer:
         self._budget = budget
         self._clock = clock
         self._lock = threading.Lock()
-        # Under way: the job, when it exceeds its budget, whose it is, and
-        # whether that has been reported.
-        self._under_way: dict[Job, tuple[float, str, bool]] = {}
+        self._under_way: set[_Closing] = set()
         self.closed = 0
         self.failed = 0
         self.hung = 0
@@ -67,72 +87,80 @@ class Closer:
 
         :param done: called when it has ended, in the thread that closed it
         """
-        job = Job(self._close, (transport, cell_uuid, done))
-        with self._lock:
-            self._under_way[job] = (
-                self._clock() + self._budget,
+        closing = _Closing(
+            transport, cell_uuid, done, self._clock() + self._budget
+        )
+        self._start(closing)
+        if closing.job.done and closing.transport is not None:
+            LOG.warning(
+                "No thread can be started to close a transport of cell %s; "
+                "it is tried again",
                 cell_uuid,
-                False,
             )
-        self._workers.start(job)
 
-    def _close(
-        self, transport: Closable, cell_uuid: str, done: Callable[[], None]
-    ) -> None:
+    def _start(self, closing: _Closing) -> None:
+        closing.job = Job(self._close, (closing,))
+        with self._lock:
+            self._under_way.add(closing)
+        self._workers.start(closing.job)
+
+    def _close(self, closing: _Closing) -> None:
+        transport, closing.transport = closing.transport, None
+        assert transport is not None
         problem = None
         try:
             transport.cleanup()
-        except Exception as error:
+        except BaseException as error:
             problem = redaction.describe(error)
-        finally:
-            del transport
-            with self._lock:
-                self.closed += 1
-                self.failed += problem is not None
-            done()
+        del transport
+        with self._lock:
+            self.closed += 1
+            self.failed += problem is not None
+        closing.done()
         if problem is not None:
             LOG.warning(
                 "Closing a transport of cell %s failed: %s",
-                cell_uuid,
+                closing.cell_uuid,
                 problem,
             )
 
     def watch(self) -> None:
         """Report what exceeds its budget.  Called now and then."""
         now = self._clock()
-        late: list[str] = []
-        ended: list[str] = []
+        late: list[_Closing] = []
         with self._lock:
-            for job, (limit, cell_uuid, told) in list(self._under_way.items()):
-                if job.done:
-                    del self._under_way[job]
-                    if told:
-                        ended.append(cell_uuid)
-                elif now >= limit and not told:
-                    self._under_way[job] = (limit, cell_uuid, True)
+            ended = {one for one in self._under_way if one.job.done}
+            self._under_way -= ended
+            for closing in self._under_way:
+                if now >= closing.limit and not closing.told:
+                    closing.told = True
                     self.hung += 1
-                    late.append(cell_uuid)
-        for cell_uuid in late:
+                    late.append(closing)
+        for closing in late:
             LOG.warning(
                 "Closing a transport of cell %s has taken more than %s "
                 "seconds and goes on; its thread and its sockets stay until "
                 "it ends",
-                cell_uuid,
+                closing.cell_uuid,
                 self._budget,
             )
-        for cell_uuid in ended:
-            LOG.info(
-                "Closing a transport of cell %s has ended at last", cell_uuid
-            )
+        for closing in ended:
+            if closing.transport is not None:
+                # There was no thread for it.
+                self._start(closing)
+            elif closing.told:
+                LOG.info(
+                    "Closing a transport of cell %s has ended at last",
+                    closing.cell_uuid,
+                )
 
     @property
     def hanging(self) -> int:
         """How many exceed their budget just now."""
         with self._lock:
             return sum(
-                1
-                for job, (_, _, told) in self._under_way.items()
-                if told and not job.done
+                closing.told and not closing.job.done
+                for closing in self._under_way
             )
 
     def wait(self, timeout: float) -> int:
@@ -143,10 +171,11 @@ class Closer:
         """
         deadline = time.monotonic() + timeout
         with self._lock:
-            jobs = list(self._under_way)
+            under_way = list(self._under_way)
         left = [
-            job
-            for job in jobs
-            if not job.wait(max(0.0, deadline - time.monotonic()))
+            closing
+            for closing in under_way
+            if not closing.job.wait(deadline - time.monotonic())
+            or closing.transport is not None
         ]
         return len(left)
