@@ -107,10 +107,18 @@ class Borrower:
 
     def pin(self, generation: Generation) -> None:
         """From here on a message may have gone out with this one."""
+        stale = None
         with self._lock:
             if self._pinned is None:
                 self._pinned = generation
             other = self._pinned is not generation
+            if self._lease is not None and (
+                self._lease.generation is not self._pinned
+            ):
+                # The next message must not find it again.
+                stale, self._lease = self._lease, None
+        if stale is not None:
+            stale.release()
         if other:
             raise _OtherGeneration
 
@@ -192,8 +200,6 @@ class Delivery:
     def _send_at_most_twice(self) -> Any:
         try:
             return self._send()
-        except _OtherGeneration:
-            pass
         except Exception as error:
             if self.may_be_written or not self._worth_another_try(error):
                 raise
@@ -214,6 +220,14 @@ class Delivery:
             return False
 
     def _send(self) -> Any:
+        try:
+            return self._send_once()
+        except _OtherGeneration:
+            pass
+        # Now that one is pinned, the borrower leases no other.
+        return self._send_once()
+
+    def _send_once(self) -> Any:
         self.verdict = None
         lease = self._borrower.lease(self._send_timeout)
         self._used = lease.generation
