@@ -1,0 +1,31 @@
+# Licensed under the Apache License, Version 2.0; see the file LICENSE.
+"""The fixtures of :mod:`cellmw.testing.fixtures` for pytest.
+
+In a ``conftest.py``::
+
+    pytest_plugins = ["cellmw.testing.pytest_plugin"]
+
+and ``pytest.mark.usefixtures("cellmw_no_leaks")`` where they are wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from cellmw.testing import fixtures
+
+
+@pytest.fixture
+def cellmw_own_brokers() -> Iterator[None]:
+    """Memory brokers that no other test has used."""
+    with fixtures.own_brokers():
+        yield
+
+
+@pytest.fixture
+def cellmw_no_leaks(cellmw_own_brokers: None) -> Iterator[None]:
+    """Fail a test that leaves a transport open."""
+    with fixtures.no_leaks():
+        yield
