@@ -327,8 +327,7 @@ class _Body:
 
     def __del__(self) -> None:
         handle = self._handle
-        if handle is not None and handle.is_live_here():
-            handle.release()
+        if handle is not None and handle.abandon():
             LOG.warning(
                 "A response was neither closed by the server nor by what "
                 "stands in front of this filter (PEP 3333 wants close() to "

@@ -12,6 +12,7 @@ finds the transport on the context that the message was serialized with.
 
 from __future__ import annotations
 
+import atexit
 import copy
 import os
 from collections.abc import Iterable, Mapping
@@ -55,6 +56,11 @@ class _Default:
         if transport is not None and self._pid == os.getpid():
             transport.cleanup()
 
+    def leave_to_parent(self) -> None:
+        """In a forked child: never collect what the parent has open."""
+        if self._pid != os.getpid():
+            keep_for_ever(self._transport)
+
     @property
     def conf(self) -> cfg.ConfigOpts:
         return cfg.CONF if self._settings is None else self._settings[0]
@@ -80,6 +86,9 @@ class _Default:
 
 
 _default = _Default()
+# At its end too, for not all servers tell that they fork.
+os.register_at_fork(after_in_child=_default.leave_to_parent)
+atexit.register(_default.leave_to_parent)
 
 
 def init(

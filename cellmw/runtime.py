@@ -15,6 +15,8 @@ parent's.
 from __future__ import annotations
 
 import atexit
+import collections
+import contextlib
 import itertools
 import logging
 import os
@@ -22,7 +24,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from oslo_config import cfg
 from oslo_messaging.transport import RPCTransport
@@ -36,7 +38,7 @@ from cellmw.options import Settings
 from cellmw.transports.closer import Closer
 from cellmw.transports.delivery import Borrower, Courier
 from cellmw.transports.guard import Guard, Guards
-from cellmw.transports.handle import runtime_id_of
+from cellmw.transports.handle import Handle, runtime_id_of
 from cellmw.transports.oslo import OsloTransports, known_drivers
 from cellmw.transports.pool import Pool
 from cellmw.workers import Workers
@@ -106,9 +108,15 @@ class Process:
             clock=clock,
         )
         self._janitor = _Janitor(
-            (self.pool.sweep, self.closer.watch, self.guards.sweep),
+            (
+                self._release_abandoned,
+                self.pool.sweep,
+                self.closer.watch,
+                self.guards.sweep,
+            ),
             interval=_interval(settings),
         )
+        self._abandoned: collections.deque[Handle] = collections.deque()
 
     def here(self) -> Process:
         """The state of the calling process: another one after a fork."""
@@ -131,6 +139,15 @@ class Process:
         :raises LookupFailed: the API database could not be asked
         """
         self.directory.refresh()
+
+    def abandon(self, handle: Handle) -> None:
+        """Release a handle in another thread.  Takes no lock."""
+        self._abandoned.append(handle)
+        self._janitor.wake()
+
+    def _release_abandoned(self) -> None:
+        while self._abandoned:
+            self._abandoned.popleft().release()
 
     def _current(self, cell: Cell) -> Cell:
         """What the cell is now; it may have changed since the request's
@@ -185,6 +202,7 @@ class Process:
         hanging = self.closer.wait(left)
         self.closer.watch()
         self._janitor.stop()
+        self._release_abandoned()
         self.directory.close()
         self.store.close()
         self.workers.close()
@@ -233,22 +251,31 @@ class _Janitor:
     ) -> None:
         self._chores = chores
         self._interval = interval
-        self._stopping = threading.Event()
+        self._stopping = False
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
+        # Released to wake it.  Not an event, which has a lock of its own:
+        # wake() is called by finalizers.
+        self._asleep = threading.Lock()
+        self._asleep.acquire()
 
     def start(self) -> None:
         if self._thread is not None:
             return
         with self._lock:
-            if self._thread is None and not self._stopping.is_set():
-                self._thread = threading.Thread(
+            if self._thread is None and not self._stopping:
+                thread = threading.Thread(
                     target=self._run, name="cellmw-janitor", daemon=True
                 )
-                self._thread.start()
+                try:
+                    thread.start()
+                except RuntimeError:
+                    return  # no thread can be had; the next message tries
+                self._thread = thread
 
     def _run(self) -> None:
-        while not self._stopping.wait(self._interval):
+        while not self._stopping:
+            self._asleep.acquire(timeout=self._interval)
             for chore in self._chores:
                 try:
                     chore()
@@ -257,10 +284,16 @@ class _Janitor:
                         "Tidying up failed: %s", redaction.describe(error)
                     )
 
+    def wake(self) -> None:
+        # It is awake already where that raises.
+        with contextlib.suppress(RuntimeError):
+            self._asleep.release()
+
     def stop(self) -> None:
         with self._lock:
-            self._stopping.set()
+            self._stopping = True
             thread = self._thread
+        self.wake()
         if thread is not None and thread is not threading.current_thread():
             thread.join(5.0)
 
@@ -283,6 +316,7 @@ class Runtime:
     """
 
     _ids = itertools.count(1)
+    _all: ClassVar[weakref.WeakSet[Runtime]] = weakref.WeakSet()
 
     def __init__(
         self,
@@ -299,6 +333,7 @@ class Runtime:
         self.known_drivers = known_drivers()
         self._connection = connection
         self.current: Process | None = None
+        self._all.add(self)
         # By process id; see process().
         self._processes: dict[int, Process] = {}
         self._hold = redaction.KNOWN.hold(
@@ -336,6 +371,20 @@ class Runtime:
         if inherited is not None and inherited is not process:
             keep_for_ever(inherited)
         return process
+
+    @classmethod
+    def leave_to_parent(cls) -> None:
+        """Forget what there was before the fork.  Called in the child.
+
+        A help only, for some servers do not call it, and then
+        :meth:`process` does without.  It knows what a process id, which can
+        be another process's the second time, does not tell; and it keeps
+        what a child that never asks for anything would collect at its end.
+        """
+        for runtime in list(cls._all):
+            inherited, runtime.current = runtime.current, None
+            runtime._processes = {}
+            keep_for_ever(inherited)
 
     def close(self, timeout: float = EXIT_TIMEOUT) -> int:
         """Shut down: lease nothing more, and close all transports.
@@ -430,9 +479,11 @@ class Registry:
         """Shut all of them down, within ``timeout`` seconds in all or so."""
         deadline = time.monotonic() + timeout
         for runtime in self:
-            if runtime.current is None or runtime.current.pid != os.getpid():
-                continue  # never used in this process
-            runtime.close(max(0.0, deadline - time.monotonic()))
+            current = runtime.current
+            if current is not None and current.pid != os.getpid():
+                keep_for_ever(current)  # never used in this process
+            elif current is not None:
+                runtime.close(max(0.0, deadline - time.monotonic()))
 
 
 _registry = Registry()
@@ -444,3 +495,4 @@ def registry() -> Registry:
 
 
 atexit.register(_registry.close)
+os.register_at_fork(after_in_child=Runtime.leave_to_parent)

@@ -43,6 +43,9 @@ class Process(Protocol):
     def refresh(self) -> None:
         """Read the cell mappings again, now."""
 
+    def abandon(self, handle: Handle) -> None:
+        """Release a handle in another thread.  Takes no lock."""
+
 
 class Handle(RPCTransport):
     """The request's own transport for its cell.
@@ -76,10 +79,23 @@ class Handle(RPCTransport):
     def _driver(self) -> NoReturn:
         raise exceptions.SendOnly(cell_uuid=self._cell.uuid or None)
 
-    def is_live_here(self) -> bool:
-        """Whether it is neither released nor a copy in a forked child."""
+    def abandon(self) -> bool:
+        """Have it released soon, by another thread; for finalizers.
+
+        A finalizer runs wherever a thread happens to collect garbage, also
+        while that thread has a lock that :meth:`release` would wait for.
+
+        :returns: whether it was neither released nor its parent's, in a
+            forked child
+        """
         process = self._process
-        return process is not None and process.pid == os.getpid()
+        if process is None or process.pid != os.getpid():
+            return False
+        if self._borrower is None:
+            self.release()  # takes no lock
+        else:
+            process.abandon(self)
+        return True
 
     def release(self) -> None:
         """End the request's hold.  Does not block; again does nothing.
@@ -143,15 +159,14 @@ class Handle(RPCTransport):
         if not self._cell.uuid:
             raise self._cell.refuse()
         if process.pid != os.getpid():
-            process = process.here()
-            self._process, self._borrower = process, None
+            process = self._move_here(process)
         borrower = self._borrower
         if borrower is None:
             new = process.borrower(self._cell)
             with process.lock:
-                if self._borrower is None:
-                    self._borrower = new
                 borrower = self._borrower
+                if borrower is None:
+                    borrower = self._borrower = new
             if self._process is None:
                 # Released meanwhile.  Whoever comes second ends it again,
                 # which does nothing.
@@ -160,6 +175,16 @@ class Handle(RPCTransport):
                 borrower.end()
                 raise self._released()
         return process, borrower
+
+    def _move_here(self, inherited: Process) -> Process:
+        process = inherited.here()
+        with process.lock:
+            if self._process is inherited:
+                # In this order: who sees this process must not see what
+                # was borrowed in the other.
+                self._borrower = None
+                self._process = process
+        return process
 
     def _released(self) -> exceptions.TransportReleased:
         return exceptions.TransportReleased(cell_uuid=self._cell.uuid or None)
