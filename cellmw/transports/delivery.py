@@ -236,8 +236,9 @@ class Delivery:
             assert lease.transport is not None
             return self._write(lease.transport, lease.generation)
         except Exception as error:
+            answerable = bool(self._outgoing.wait_for_reply)
             self.verdict = oslo.judge(
-                error, wait_for_reply=bool(self._outgoing.wait_for_reply)
+                error, answerable=answerable and self.may_be_written
             )
             if self.verdict in (
                 oslo.Verdict.UNREACHABLE,

@@ -13,6 +13,7 @@ import enum
 import importlib.metadata
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import amqp.exceptions
 import kombu.exceptions
@@ -110,11 +111,13 @@ class OsloTransports:
                 url.query.setdefault(
                     "rabbit_transient_queues_ttl", str(ONE_REQUEST_QUEUE_TTL)
                 )
-            return oslo_messaging.get_rpc_transport(
+            transport = oslo_messaging.get_rpc_transport(
                 self._conf,
                 url,
                 allowed_remote_exmods=self._allowed_remote_exmods,
             )
+            _bound_connecting(transport)
+            return transport
         except oslo_messaging.InvalidTransportURL:
             return "its URL cannot be parsed"
         except oslo_messaging.DriverLoadFailure:
@@ -127,6 +130,33 @@ class OsloTransports:
 
 def _is_rabbit(scheme: str) -> bool:
     return scheme.partition("+")[0] in ("rabbit", "kombu", "amqp")
+
+
+class _Connection(impl_rabbit.Connection):
+    """A connection that when it is opened tries each host once.
+
+    The driver's own, if it is the one for replies, tries for ever, in the
+    thread of the first call and under a lock that all others need.  If it is
+    one to send with, ``retry=0`` makes it try one host of a cluster, which
+    may be the dead one.  Once open, it behaves as the driver's own.
+    """
+
+    def __init__(
+        self,
+        conf: cfg.ConfigOpts,
+        url: oslo_messaging.TransportURL,
+        purpose: str,
+        retry: int | None = None,
+    ) -> None:
+        tries_left = max(0, len(url.hosts) - 1)
+        super().__init__(conf, url, purpose, retry=tries_left)
+
+
+def _bound_connecting(transport: RPCTransport) -> None:
+    """Let a transport's connections be opened with a bound."""
+    pool: Any = getattr(transport._driver, "_connection_pool", None)
+    if getattr(pool, "connection_cls", None) is impl_rabbit.Connection:
+        pool.connection_cls = _Connection
 
 
 class Verdict(enum.Enum):
@@ -147,6 +177,7 @@ class Verdict(enum.Enum):
 
 _UNREACHABLE = (
     oslo_messaging.MessageDeliveryFailure,
+    oslo_messaging.MessagingTimeout,
     base.TransportDriverError,
     common.RPCException,
     amqp.exceptions.AMQPError,
@@ -161,16 +192,20 @@ _ANSWERED = (
 )
 
 
-def judge(error: BaseException, *, wait_for_reply: bool) -> Verdict:
-    """What an exception that came out of a send says about the cell."""
-    # Exceptions of the far side are rebuilt here as subclasses of that name
-    # (oslo.messaging's deserialize_remote_exception), and may be anything.
-    if type(error).__name__.endswith("_Remote") or isinstance(
-        error, _ANSWERED
-    ):
+# Where drivers wait for a reply, and where they raise what came in it.
+_AWAIT_REPLY = ("ReplyWaiter.wait", "MemoryDriver._wait")
+_RAISES_REPLY = "AMQPDriverBase._send"
+
+
+def judge(error: BaseException, *, answerable: bool) -> Verdict:
+    """What an exception that came out of a send says about the cell.
+
+    :param answerable: it was a call, and may have been written
+    """
+    if isinstance(error, _ANSWERED):
         return Verdict.ANSWERED
-    if isinstance(error, oslo_messaging.MessagingTimeout):
-        return Verdict.ANSWERED if wait_for_reply else Verdict.UNREACHABLE
+    if answerable and _came_back(error):
+        return Verdict.ANSWERED
     if isinstance(
         error, (amqp.exceptions.AccessRefused, amqp.exceptions.NotAllowed)
     ):
@@ -178,6 +213,22 @@ def judge(error: BaseException, *, wait_for_reply: bool) -> Verdict:
     if isinstance(error, _UNREACHABLE):
         return Verdict.UNREACHABLE
     return Verdict.UNRELATED
+
+
+def _came_back(error: BaseException) -> bool:
+    """Whether it rose while a call awaited its reply, or from the reply.
+
+    The class does not tell: an OSError of the far side is rebuilt here as an
+    OSError (oslo.messaging's deserialize_remote_exception).
+    """
+    name = ""
+    traceback = error.__traceback__
+    while traceback is not None:
+        name = traceback.tb_frame.f_code.co_qualname
+        if name in _AWAIT_REPLY:
+            return True
+        traceback = traceback.tb_next
+    return name == _RAISES_REPLY
 
 
 class AnnouncingTarget(oslo_messaging.Target):
@@ -230,10 +281,7 @@ def is_awaiting_reply(thread_id: int | None) -> bool:
     frame = sys._current_frames().get(thread_id)
     try:
         while frame is not None:
-            if frame.f_code.co_qualname in (
-                "ReplyWaiter.wait",
-                "MemoryDriver._wait",
-            ):
+            if frame.f_code.co_qualname in _AWAIT_REPLY:
                 return True
             frame = frame.f_back
         return False
@@ -242,4 +290,4 @@ def is_awaiting_reply(thread_id: int | None) -> bool:
 
 
 # Loaded on use otherwise, and then the first request would pay for it.
-_ = (impl_rabbit, kombu.transport.pyamqp)
+_ = kombu.transport.pyamqp
