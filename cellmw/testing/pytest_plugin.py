@@ -25,7 +25,15 @@ def cellmw_own_brokers() -> Iterator[None]:
 
 
 @pytest.fixture
-def cellmw_no_leaks(cellmw_own_brokers: None) -> Iterator[None]:
-    """Fail a test that leaves a transport open."""
-    with fixtures.no_leaks():
+def cellmw_leaks_end_within() -> float:
+    """Seconds to wait for what is just ending; to be overridden."""
+    return 5.0
+
+
+@pytest.fixture
+def cellmw_no_leaks(
+    cellmw_own_brokers: None, cellmw_leaks_end_within: float
+) -> Iterator[None]:
+    """Fail a test that leaves a lease or a transport behind."""
+    with fixtures.no_leaks(within=cellmw_leaks_end_within):
         yield
