@@ -59,7 +59,7 @@ class Question(Job):
         *,
         urgent: bool,
     ) -> None:
-        super().__init__(function, (self,))
+        super().__init__(function, ())
         self.key = key
         self.urgent = urgent
         self.number = 0
@@ -71,6 +71,8 @@ class Question(Job):
 
     def run(self) -> None:
         """Do it, in the calling thread.  Never raises."""
+        # Not before: one that is not asked would keep itself alive.
+        self._args = (self,)
         super().run()
         if self.error is not None:
             self.fail(describe(self.error))
