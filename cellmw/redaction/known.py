@@ -33,7 +33,7 @@ _LOG = logging.getLogger(__name__)
 
 _WORD = array.array("I").itemsize
 _PREFIX = 8
-_ANY = "surrogatepass"
+_UTF8 = ("utf-8", "surrogatepass")
 _HIDDEN = urls.HIDDEN.encode()
 _base64_before = re.compile(rb"[A-Za-z0-9+/_\-]*\Z")
 _base64_after = re.compile(rb"[A-Za-z0-9+/_\-]*={0,2}")
@@ -137,23 +137,24 @@ class Secrets:
         """How many connection strings are known."""
         return len(self._held)
 
+    def may_show(self, text: str) -> bool:
+        """False: there is no known value in the text.  True: perhaps."""
+        return not self._words.keys().isdisjoint(_cut(text.encode(*_UTF8)))
+
     def hide(self, text: str) -> str:
         """The text with asterisks in place of the known values.
 
         A text without one is given back itself.  One pass: what is left may
         hold a value that has come about by hiding another one.
         """
-        if not self._words or len(text) < _PREFIX:
-            return text
-        data = text.encode("utf-8", _ANY)
-        words = array.array("I")
-        words.frombytes(data[: len(data) // _WORD * _WORD])
+        data = text.encode(*_UTF8)
+        words = _cut(data)
         if self._words.keys().isdisjoint(words):
             return text
         spans = list(self._spans(data, words))
         if not spans:
             return text
-        return _without(data, spans).decode("utf-8", _ANY)
+        return _without(data, spans).decode(*_UTF8)
 
     def head_at(self, text: str, start: int) -> tuple[int, str] | None:
         """Whether a known connection string begins here in the text.
@@ -307,7 +308,7 @@ def _spell(url: str) -> _Spelled:
     if not reading.is_certain or _hard_to_end.search(url):
         heads = _heads(url)
     return _Spelled(
-        tuple(form.encode("utf-8", _ANY) for form in plain),
+        tuple(form.encode(*_UTF8) for form in plain),
         tuple(form.encode() for form in spellings.fewest(in_base64)),
         heads,
         _has_short(url, reading),
@@ -332,6 +333,10 @@ def _words_of(form: bytes) -> Iterator[int]:
     """The words of which any text with this form in it has at least one."""
     for start in range(_WORD):
         yield int.from_bytes(form[start : start + _WORD], sys.byteorder)
+
+
+def _cut(data: bytes) -> array.array[int]:
+    return array.array("I", data[: len(data) // _WORD * _WORD])
 
 
 def _around(data: bytes, start: int, end: int) -> tuple[int, int]:

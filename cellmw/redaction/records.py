@@ -20,14 +20,13 @@ from __future__ import annotations
 import functools
 import logging
 import sys
-import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from cellmw.redaction import urls
 from cellmw.redaction.known import KNOWN
 from cellmw.redaction.secret import Secret
-from cellmw.redaction.text import escape, scrub
+from cellmw.redaction.text import describe, escape, is_clean, scrub
 from cellmw.redaction.tracebacks import bare_copy, bare_traceback
 
 _Tidy = Callable[[str], str]
@@ -39,8 +38,6 @@ _DEEPEST = 6
 
 _made_by_logging = vars(logging.LogRecord("", 0, "", 0, "", (), None)).keys()
 _standard = _made_by_logging | {"message", "asctime", "taskName"}
-
-_inside = threading.local()
 
 
 def install() -> None:
@@ -67,16 +64,10 @@ class _Scrubbing:
         self._previous = previous
 
     def __call__(self, *args: Any, **kwargs: Any) -> logging.LogRecord:
-        if getattr(_inside, "factory", False):
-            # Behind another one of us, which does it.
-            return self._previous(*args, **kwargs)
-        _inside.factory = True
         try:
             record = self._previous(*args, **kwargs)
         except Exception:
             record = logging.LogRecord(*args, **kwargs)
-        finally:
-            _inside.factory = False
         clean(record)
         return record
 
@@ -87,12 +78,33 @@ def clean(record: logging.LogRecord) -> None:
         ours = _is_ours(record.name)
         if ours:
             _watch_extra(record.name)
-        _clean_message(record, _scrub_line if ours else scrub)
+        if not _is_plain(record, ours):
+            _clean_message(record, _scrub_line if ours else scrub)
         _clean_exception(record)
         if record.stack_info:
             record.stack_info = scrub(record.stack_info)
     except Exception as error:
         _withhold(record, error)
+
+
+def _is_plain(record: logging.LogRecord, ours: bool) -> bool:
+    """Whether a quick look shows that the message can stay as it is."""
+    text, args = record.msg, record.args
+    if type(text) is not str:
+        return False
+    if args:
+        if type(args) not in (tuple, dict):
+            return False
+        try:
+            text %= args
+        except Exception:
+            return False
+        for arg in _values(args):
+            if type(arg) not in _NUMBERS and (
+                type(arg) is not str or arg not in text
+            ):
+                return False
+    return is_clean(text) and (not ours or text.isprintable())
 
 
 def _withhold(record: logging.LogRecord, error: Exception) -> None:
@@ -102,7 +114,7 @@ def _withhold(record: logging.LogRecord, error: Exception) -> None:
 
 
 def _is_ours(name: object) -> bool:
-    return isinstance(name, str) and name.partition(".")[0] == "cellmw"
+    return isinstance(name, str) and f"{name}.".startswith("cellmw.")
 
 
 def _scrub_line(text: str) -> str:
@@ -178,11 +190,12 @@ def _clean(value: Any, tidy: _Tidy, depth: int = 0) -> Any:
         if kind in (dict, list, tuple, set):
             return copy
         if copy is not value:
-            return tidy(_show(str, value))
-    for show in (str, repr):
-        text = _show(show, value)
-        if tidy(text) != text:
-            return tidy(_show(str, value))
+            return tidy(_show(str, value) or urls.HIDDEN)
+    shown, written = _show(str, value), _show(repr, value)
+    if shown is None or written is None:
+        return f"<{kind.__name__} that cannot be shown>"
+    if tidy(shown) != shown or tidy(written) != written:
+        return tidy(shown)
     return value
 
 
@@ -191,7 +204,7 @@ def _clean_parsed_url(value: Any, tidy: _Tidy) -> Any:
     password = value.password
     if not isinstance(password, str) or not password:
         return value
-    text = tidy(_show(str, value))
+    text = tidy(_show(str, value) or urls.HIDDEN)
     return urls.HIDDEN if password in text else text
 
 
@@ -209,17 +222,20 @@ def _clean_members(value: Any, tidy: _Tidy, depth: int) -> Any:
     return next(k for k in kinds if isinstance(value, k))(new)
 
 
-def _show(show: Callable[[Any], str], value: object) -> str:
+def _show(show: Callable[[Any], str], value: object) -> str | None:
     try:
         return show(value)
     except Exception:
-        return f"<{type(value).__name__} that cannot be shown>"
+        return None
 
 
 def _clean_exception(record: logging.LogRecord) -> None:
     info = record.exc_info
     if isinstance(info, tuple) and isinstance(info[1], BaseException):
-        copy = bare_copy(info[1])
+        try:
+            copy = bare_copy(info[1])
+        except Exception:
+            copy = Exception(describe(info[1]))
         traceback = copy.__traceback__
         if info[2] is not info[1].__traceback__:
             traceback = bare_traceback(info[2])

@@ -38,6 +38,9 @@ class Secret:
     def __repr__(self) -> str:
         return "***"
 
+    def __format__(self, spec: str) -> str:
+        return format(repr(self), spec)
+
     def __copy__(self) -> Secret:
         return self
 

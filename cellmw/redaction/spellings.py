@@ -22,14 +22,18 @@ from cellmw.redaction import urls
 MIN_LENGTH = 8
 
 _percent = re.compile(r"%[0-9A-F]{2}")
-# Percent encoding with what oslo.messaging and kombu, urllib, SQLAlchemy and
-# RFC 3986 (3.2.1) leave as it is.
-_SAFE = ("", "/", " +", "!$&'()*+,;=:")
+# Nothing encodes or escapes these (RFC 3986, 2.3).
+_always_same = re.compile(r"[A-Za-z0-9_.\-]+")
+# Percent encoding with what oslo.messaging and kombu, urllib, SQLAlchemy,
+# browsers and RFC 3986 (3.2.1) leave as it is.
+_SAFE = ("", "/", " +", "!'()*", "!$&'()*+,;=:")
 _QUOTES = "'\""
 
 
 def plain(password: str) -> set[str]:
     """Forms in which the password can be read."""
+    if _always_same.fullmatch(password):
+        return {password} if len(password) >= MIN_LENGTH else set()
     found: set[str] = set()
     for value in urls.decoded(password):
         if len(value) < MIN_LENGTH:
@@ -63,6 +67,7 @@ def in_base64(user: str, password: str) -> set[str]:
                 for message in _handshakes(_bytes(name), data)
             )
     found |= {form.translate(_url_safe) for form in found}
+    found |= {quote(form, "") for form in found}
     return {form for form in found if len(form) >= MIN_LENGTH}
 
 

@@ -13,6 +13,8 @@ _ROUNDS = 16
 
 _scheme = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.\-]*|\{\w+\})\Z")
 _MAX_SCHEME = 61
+# An IPv6 address with its zone and brackets.
+_MAX_ADDRESS = 64
 # What stands between two URLs, but not within a password of one.
 _between = frozenset(" \t\r\n'\"`<>()[]{},;=|")
 _space = re.compile(r"\s")
@@ -40,6 +42,11 @@ def scrub(text: str) -> str:
     except Exception:
         # Better to lose a text than what it may hold.
         return urls.HIDDEN
+
+
+def is_clean(text: str) -> bool:
+    """Whether a quick look finds nothing to hide; False: perhaps."""
+    return "://" not in text and not KNOWN.may_show(text)
 
 
 def one_line(text: str, limit: int = 1000) -> str:
@@ -166,4 +173,10 @@ def _end_of_quoted(
 
 
 def _without_closing(text: str, start: int, end: int) -> int:
-    return start + len(text[start:end].rstrip(_closing))
+    """The end of what stands before a full stop or a closing bracket."""
+    while end > start and text[end - 1] in _closing:
+        first = max(start, end - _MAX_ADDRESS)
+        if text[end - 1] == "]" and "[" in text[first:end]:
+            return end
+        end -= 1
+    return end

@@ -86,7 +86,7 @@ class _Copies:
                 self.of(member, depth + 1) for member in error.exceptions
             ]
         copy = _copy_one(error, members)
-        copy.__traceback__ = bare_traceback(error.__traceback__)
+        _set(copy, "__traceback__", bare_traceback(error.__traceback__))
         self._made[id(error)] = copy
         self._originals.append(error)
         return copy
@@ -96,10 +96,10 @@ class _Copies:
         for error in self._originals:
             copy = self._made[id(error)]
             if error.__cause__ is not None:
-                copy.__cause__ = self.of(error.__cause__)
+                _set(copy, "__cause__", self.of(error.__cause__))
             if error.__context__ is not None:
-                copy.__context__ = self.of(error.__context__)
-            copy.__suppress_context__ = error.__suppress_context__
+                _set(copy, "__context__", self.of(error.__context__))
+            _set(copy, "__suppress_context__", error.__suppress_context__)
 
 
 def _copy_one(
@@ -192,12 +192,16 @@ def _fill(copy: BaseException, error: BaseException) -> None:
             copy.__dict__.setdefault(name, _plain(value))
     notes = getattr(error, "__notes__", None)
     if isinstance(notes, (list, tuple)):
-        copy.__notes__ = [scrub(str(note)) for note in notes]
+        copy.__dict__["__notes__"] = [scrub(str(note)) for note in notes]
     elif notes is not None:
-        copy.__notes__ = [scrub(repr(notes))]
+        copy.__dict__["__notes__"] = [scrub(repr(notes))]
     if isinstance(error, SyntaxError):
         for name in _SYNTAX:
-            setattr(copy, name, _plain(getattr(error, name, None)))
+            _set(copy, name, _plain(getattr(error, name, None)))
+
+
+# Whatever the class itself does when somebody sets something.
+_set = BaseException.__setattr__
 
 
 def _plain(value: object) -> object:

@@ -199,7 +199,9 @@ def _redact_rest(rest: str) -> str:
     if not _is_host_and_more(tail):
         return HIDDEN
     if not at:
-        return _redact_tail(tail)
+        # A login that was cut off behind its colon is no host without port.
+        cut_off = _split_authority(tail)[0].endswith(":")
+        return HIDDEN if cut_off else _redact_tail(tail)
     pattern = (
         _next_login if _has_one_reading(region, tail) else _sure_next_login
     )
