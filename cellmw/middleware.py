@@ -120,7 +120,7 @@ class CellMW:
             return Handle(process, Cell("", None, refusal=refusal)), None
         if cell is None:
             return None, None
-        return Handle(process, cell), cell.uuid
+        return Handle(process, cell), cell.uuid or None
 
     def _make_context(self, environ: WSGIEnvironment) -> RequestContext:
         if self._looks_left > 0:

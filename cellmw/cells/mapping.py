@@ -105,7 +105,8 @@ class Cell:
         error, cause = self.refusal
         return error(
             cause,
-            cell_uuid=self.uuid,
+            # Where the cell is not known it has none.
+            cell_uuid=self.uuid or None,
             cell_name=self.name,
             retry_after=retry_after,
         )
