@@ -43,9 +43,7 @@ class _Default:
         self._pid = 0
 
     def set_up(self, conf: cfg.ConfigOpts, exmods: list[str]) -> None:
-        made = oslo_messaging.get_rpc_transport(
-            conf, allowed_remote_exmods=exmods
-        )
+        made = oslo.open_default(conf, exmods)
         self.clean_up()
         self._settings = (conf, exmods)
         self._transport, self._pid = made, os.getpid()
@@ -78,9 +76,7 @@ class _Default:
         conf, exmods = self._settings
         # Two threads may both come here; what the slower one made has opened
         # nothing.
-        self._transport = oslo_messaging.get_rpc_transport(
-            conf, allowed_remote_exmods=exmods
-        )
+        self._transport = oslo.open_default(conf, exmods)
         self._pid = os.getpid()
         return self._transport
 

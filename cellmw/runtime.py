@@ -3,9 +3,8 @@
 
 A :class:`Runtime` is made when a filter is loaded and does nothing then: no
 thread, no connection, no lock, for servers fork after it.  What it does, it
-does through a :class:`Process`, the state that belongs to one process and
-owns all that is alive there: worker threads, directory, pool, guards.  Who
-asks for it in a forked child gets a new one.
+does through a :class:`~cellmw.process.Process`, the state that belongs to one
+process.  Who asks for it in a forked child gets a new one.
 
 The parent's state stays in the child, untouched and for ever: were it
 collected there, the sockets in it would be shut down, and they are the
@@ -15,295 +14,29 @@ parent's.
 from __future__ import annotations
 
 import atexit
-import collections
-import contextlib
 import itertools
 import logging
 import os
-import threading
 import time
 import weakref
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, ClassVar
 
 from oslo_config import cfg
-from oslo_messaging.transport import RPCTransport
 
-from cellmw import exceptions, redaction
-from cellmw.cells import mapping, store
-from cellmw.cells.directory import Directory
-from cellmw.cells.mapping import Cell, CellMapping, Generation
+from cellmw import redaction
+from cellmw.cells import store
 from cellmw.forks import keep_for_ever
 from cellmw.options import Settings
-from cellmw.transports.closer import Closer
-from cellmw.transports.delivery import Borrower, Courier
-from cellmw.transports.guard import Guard, Guards
-from cellmw.transports.handle import Handle, runtime_id_of
-from cellmw.transports.oslo import OsloTransports, known_drivers
-from cellmw.transports.pool import Pool
-from cellmw.workers import Workers
+from cellmw.process import Process
+from cellmw.transports.handle import runtime_id_of
+from cellmw.transports.oslo import known_drivers
 
 LOG = logging.getLogger(__name__)
 
 # How long the end of a process waits for requests that still use a
 # transport.  Seconds.
 EXIT_TIMEOUT = 2.0
-
-
-class Process:
-    """The state of one runtime in one process.
-
-    :ivar lock: for what requests change in a few instructions
-    """
-
-    def __init__(self, runtime: Runtime) -> None:
-        settings = runtime.settings
-        clock = runtime.clock
-        self.runtime_id = runtime.id
-        self.pid = os.getpid()
-        self.lock = threading.Lock()
-        self.conf = runtime.conf
-        self.settings = settings
-        self._runtime = runtime
-        self.workers = Workers()
-        self.closer = Closer(self.workers, clock=clock)
-        self._transports = OsloTransports(
-            runtime.conf, settings.allowed_remote_exmods
-        )
-        self.pool = Pool(
-            self._open,
-            self.closer,
-            max_size=(
-                settings.transport_cache_size
-                if settings.transport_cache
-                else 0
-            ),
-            refuse_over_limit=settings.transport_overflow == "refuse",
-            idle_timeout=settings.transport_idle_timeout,
-            max_lifetime=settings.transport_max_lifetime,
-            clock=clock,
-        )
-        self.guards = Guards(self._make_guard)
-        self.courier = Courier(
-            self.guards,
-            self.workers,
-            send_timeout=settings.send_timeout,
-            clock=clock,
-        )
-        self._secrets = _CellSecrets()
-        self._base_url = runtime.conf.transport_url
-        self._known_drivers = runtime.known_drivers
-        self.store = store.Store(runtime.make_engine)
-        self.directory = Directory(
-            self.store,
-            expand=self._expand,
-            workers=self.workers,
-            lookup_timeout=settings.lookup_timeout,
-            lookup_concurrency=settings.lookup_concurrency,
-            cell_refresh_interval=settings.cell_refresh_interval,
-            instance_cache_ttl=settings.instance_cache_ttl,
-            instance_cache_for=settings.instance_cache_for,
-            instance_cache_size=settings.instance_cache_size,
-            on_refresh=self._cells_changed,
-            clock=clock,
-        )
-        self._janitor = _Janitor(
-            (
-                self._release_abandoned,
-                self.pool.sweep,
-                self.closer.watch,
-                self.guards.sweep,
-            ),
-            interval=_interval(settings),
-        )
-        self._abandoned: collections.deque[Handle] = collections.deque()
-
-    def here(self) -> Process:
-        """The state of the calling process: another one after a fork."""
-        return self._runtime.process()
-
-    def borrower(self, cell: Cell) -> Borrower:
-        """A borrower of this cell's transports."""
-        self._janitor.start()
-
-        def current() -> Cell:
-            return self._current(cell)
-
-        return Borrower(self.pool, current)
-
-    def refresh(self) -> None:
-        """Read the cell mappings again, now.
-
-        Blocks for ``lookup_timeout`` at most.
-
-        :raises LookupFailed: the API database could not be asked
-        """
-        self.directory.refresh()
-
-    def abandon(self, handle: Handle) -> None:
-        """Release a handle in another thread.  Takes no lock."""
-        self._abandoned.append(handle)
-        self._janitor.wake()
-
-    def _release_abandoned(self) -> None:
-        while self._abandoned:
-            self._abandoned.popleft().release()
-
-    def _current(self, cell: Cell) -> Cell:
-        """What the cell is now; it may have changed since the request's
-        beginning.
-        """
-        try:
-            now = self.directory.cell(cell.uuid)
-        except exceptions.LookupFailed:
-            return cell
-        if now.generation is None:
-            raise now.refuse(self.directory.refresh_due_in())
-        return now
-
-    def _open(self, generation: Generation, one_request: bool) -> RPCTransport:
-        problem: exceptions.CellMisconfigured | None = None
-        try:
-            return self._transports.open(generation, one_request)
-        except exceptions.CellMisconfigured as error:
-            problem = error
-        # Nothing changes before the mapping is read again.
-        problem.retry_after = self.directory.refresh_due_in()
-        raise problem.again()
-
-    def _expand(self, row: CellMapping) -> Cell:
-        cell = mapping.expand(row, self._base_url, self._known_drivers)
-        self._secrets.hold(row, cell)
-        return cell
-
-    def _cells_changed(self, cells: Mapping[str, Cell]) -> None:
-        self.pool.keep_only(
-            {uuid: cell.generation for uuid, cell in cells.items()}
-        )
-        self._secrets.keep_only(cells)
-
-    def _make_guard(self, cell_uuid: str, cell_name: str | None) -> Guard:
-        settings = self.settings
-        return Guard(
-            cell_uuid,
-            cell_name,
-            max_sends=settings.max_sends_per_cell,
-            breaker_failures=settings.breaker_failures,
-            breaker_reset_after=settings.breaker_reset_after,
-            clock=self._runtime.clock,
-        )
-
-    def close(self, timeout: float) -> int:
-        """Open nothing more, close everything; see :meth:`Runtime.close`."""
-        deadline = time.monotonic() + timeout
-        leased = self.pool.close(timeout)
-        # At least a moment: closing takes one even where time is up.
-        left = max(0.5, deadline - time.monotonic())
-        hanging = self.closer.wait(left)
-        self.closer.watch()
-        self._janitor.stop()
-        self._release_abandoned()
-        self.directory.close()
-        self.store.close()
-        self.workers.close()
-        if leased or hanging:
-            LOG.warning(
-                "Shut down with %d transports still in use and %d whose "
-                "closing has not ended",
-                leased,
-                hanging,
-            )
-        return leased
-
-
-class _CellSecrets:
-    """Makes the credentials of the cells known, as long as they are used."""
-
-    def __init__(self) -> None:
-        self._held: dict[str, tuple[CellMapping, redaction.Hold]] = {}
-
-    def hold(self, row: CellMapping, cell: Cell) -> None:
-        old = self._held.get(row.uuid)
-        if old is not None and old[0] == row:
-            return
-        urls = [row.transport_url, row.database_connection]
-        if cell.generation is not None:
-            # Still used while it drains, when the row is gone or another.
-            drained = redaction.KNOWN.hold(cell.generation.url)
-            weakref.finalize(cell.generation, drained.drop).atexit = False
-        hold = redaction.KNOWN.hold(
-            *urls, owner=f"cell {row.uuid} ({row.name or 'no name'})"
-        )
-        self._held[row.uuid] = (row, hold)
-        if old is not None:
-            old[1].drop()
-
-    def keep_only(self, cells: Mapping[str, Cell]) -> None:
-        for uuid in self._held.keys() - cells.keys():
-            self._held.pop(uuid)[1].drop()
-
-
-class _Janitor:
-    """A thread that does small things now and then, once it is started."""
-
-    def __init__(
-        self, chores: tuple[Callable[[], None], ...], *, interval: float
-    ) -> None:
-        self._chores = chores
-        self._interval = interval
-        self._stopping = False
-        self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
-        # Released to wake it.  Not an event, which has a lock of its own:
-        # wake() is called by finalizers.
-        self._asleep = threading.Lock()
-        self._asleep.acquire()
-
-    def start(self) -> None:
-        if self._thread is not None:
-            return
-        with self._lock:
-            if self._thread is None and not self._stopping:
-                thread = threading.Thread(
-                    target=self._run, name="cellmw-janitor", daemon=True
-                )
-                try:
-                    thread.start()
-                except RuntimeError:
-                    return  # no thread can be had; the next message tries
-                self._thread = thread
-
-    def _run(self) -> None:
-        while not self._stopping:
-            self._asleep.acquire(timeout=self._interval)
-            for chore in self._chores:
-                try:
-                    chore()
-                except Exception as error:
-                    LOG.error(
-                        "Tidying up failed: %s", redaction.describe(error)
-                    )
-
-    def wake(self) -> None:
-        # It is awake already where that raises.
-        with contextlib.suppress(RuntimeError):
-            self._asleep.release()
-
-    def stop(self) -> None:
-        with self._lock:
-            self._stopping = True
-            thread = self._thread
-        self.wake()
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(5.0)
-
-
-def _interval(settings: Settings) -> float:
-    """Seconds between two rounds: none of the timeouts is missed by more."""
-    spans = [1.0, settings.transport_idle_timeout / 2]
-    if settings.transport_max_lifetime:
-        spans.append(settings.transport_max_lifetime / 2)
-    return max(0.05, min(spans))
 
 
 class Runtime:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from cellmw import runtime
+from cellmw.process import Process
 from cellmw.testing import memory_brokers
 
 
@@ -76,7 +77,7 @@ def _still(find: Callable[[], list[str]], deadline: float) -> list[str]:
     return found
 
 
-def _process(known: runtime.Runtime) -> runtime.Process | None:
+def _process(known: runtime.Runtime) -> Process | None:
     """A runtime's state, unless it has done nothing in this process."""
     process = known.current
     if process is None or process.pid != os.getpid():

@@ -68,6 +68,18 @@ def prepare(conf: cfg.ConfigOpts) -> None:
                 continue  # the service has its own
 
 
+def open_default(
+    conf: cfg.ConfigOpts, allowed_remote_exmods: list[str]
+) -> RPCTransport:
+    """The service's own transport, of ``[DEFAULT] transport_url``.
+
+    Raises what oslo.messaging raises.
+    """
+    return oslo_messaging.get_rpc_transport(
+        conf, allowed_remote_exmods=allowed_remote_exmods
+    )
+
+
 class OsloTransports:
     """Opens transports with one configuration.  Thread-safe.
 

@@ -22,7 +22,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     # Values and helpers that know nothing of cells.
     frozenset({"cellmw.redaction.*", "cellmw.forks"}),
     frozenset({"cellmw.exceptions", "cellmw.workers"}),
-    frozenset({"cellmw.instance_path"}),
+    frozenset({"cellmw.instance_path", "cellmw.janitor"}),
     frozenset({"cellmw.options"}),
     # What is known of cells and instances.
     frozenset({"cellmw.cells", "cellmw.cells.urls", "cellmw.cells.tables"}),
@@ -40,6 +40,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"cellmw.transports.handle"}),
     # What the requests of a process share.
     frozenset({"cellmw.rpc"}),
+    frozenset({"cellmw.process"}),
     frozenset({"cellmw.runtime"}),
     # One request, and what wires it all.
     frozenset({"cellmw.context"}),

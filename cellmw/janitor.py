@@ -1,0 +1,75 @@
+# Licensed under the Apache License, Version 2.0; see the file LICENSE.
+"""A thread that does small things now and then."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable
+
+from cellmw import redaction
+
+LOG = logging.getLogger(__name__)
+
+
+class Janitor:
+    """Runs its chores every ``interval`` seconds, once it is started.
+
+    Thread-safe.  A chore that raises is logged and keeps none of the others
+    from being done.
+    """
+
+    def __init__(
+        self, chores: tuple[Callable[[], None], ...], *, interval: float
+    ) -> None:
+        self._chores = chores
+        self._interval = interval
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        # Released to wake it.  Not an event, which has a lock of its own:
+        # wake() is called by finalizers.
+        self._asleep = threading.Lock()
+        self._asleep.acquire()
+
+    def start(self) -> None:
+        """Start the thread, unless it runs or has been stopped."""
+        if self._thread is not None:
+            return
+        with self._lock:
+            if self._thread is None and not self._stopping:
+                thread = threading.Thread(
+                    target=self._run, name="cellmw-janitor", daemon=True
+                )
+                try:
+                    thread.start()
+                except RuntimeError:
+                    return  # no thread can be had; the next message tries
+                self._thread = thread
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self._asleep.acquire(timeout=self._interval)
+            for chore in self._chores:
+                try:
+                    chore()
+                except Exception as error:
+                    LOG.error(
+                        "Tidying up failed: %s", redaction.describe(error)
+                    )
+
+    def wake(self) -> None:
+        """Do the chores now.  Takes no lock, for finalizers call it."""
+        # It is awake already where that raises.
+        with contextlib.suppress(RuntimeError):
+            self._asleep.release()
+
+    def stop(self) -> None:
+        """End the thread, for good.  Waits for it, five seconds at most."""
+        with self._lock:
+            self._stopping = True
+            thread = self._thread
+        self.wake()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(5.0)
