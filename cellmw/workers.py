@@ -78,15 +78,11 @@ class Job:
         try:
             self.result = function(*args)  # type: ignore[misc]
         except BaseException as error:
-            # Without this frame, which leads back to the job.
-            traceback = error.__traceback__
-            self.error = error.with_traceback(
-                None if traceback is None else traceback.tb_next
-            )
-            del traceback
+            self.error = error
         finally:
-            # What a waiter finds must not keep alive what the job used.
-            del function, args
+            # What a waiter finds must not keep alive what the job used, nor
+            # lead back here: this frame is part of the error's traceback.
+            del function, args, self
 
     def finish(self) -> None:
         """Let those go on who wait."""

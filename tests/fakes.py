@@ -184,6 +184,7 @@ class Records(logging.Handler):
         super().__init__()
         self.lines: list[str] = []
         self._logger = logging.getLogger("cellmw")
+        self._level = self._logger.level
 
     def emit(self, record: logging.LogRecord) -> None:
         text = logging.Formatter("%(levelname)s %(message)s").format(record)
@@ -193,11 +194,14 @@ class Records(logging.Handler):
         return [line for line in self.lines if part in line]
 
     def __enter__(self) -> Self:
+        self._level = self._logger.level
+        self._logger.setLevel(logging.DEBUG)
         self._logger.addHandler(self)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self._logger.removeHandler(self)
+        self._logger.setLevel(self._level)
 
 
 class Rig:

@@ -1,0 +1,201 @@
+# Licensed under the Apache License, Version 2.0; see the file LICENSE.
+"""Closing off the request's thread; no I/O."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from collections.abc import Iterator
+
+import pytest
+
+from cellmw.transports.closer import Closer
+from cellmw.workers import Job, Workers
+from tests.directories import Clock
+from tests.fakes import PATIENCE, Gate, Records, cell_uuid
+
+CELL = cell_uuid(1)
+
+
+class Transport:
+    """Something to close."""
+
+    def __init__(
+        self, error: BaseException | None = None, gate: Gate | None = None
+    ) -> None:
+        self.error = error
+        self.gate = gate
+        self.closed = 0
+        self.thread: threading.Thread | None = None
+
+    def cleanup(self) -> None:
+        self.closed += 1
+        self.thread = threading.current_thread()
+        if self.gate is not None:
+            self.gate.wait()
+        if self.error is not None:
+            raise self.error
+
+
+class NoThreads(Workers):
+    """Can start no thread for a while."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = 0
+
+    def start(self, job: Job) -> None:
+        if self.left:
+            super().start(job)
+        else:
+            job.error = RuntimeError("can't start new thread")
+            job.finish()
+
+
+@pytest.fixture
+def workers() -> Iterator[Workers]:
+    workers = Workers()
+    yield workers
+    workers.close()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def closer(workers: Workers, clock: Clock) -> Iterator[Closer]:
+    closer = Closer(workers, budget=10, clock=clock)
+    yield closer
+    assert closer.wait(PATIENCE) == 0
+
+
+@pytest.fixture
+def records() -> Iterator[Records]:
+    with Records() as records:
+        yield records
+
+
+def test_a_transport_is_closed_once_in_a_thread_of_its_own(
+    closer: Closer,
+) -> None:
+    transport = Transport()
+    done: list[threading.Thread] = []
+    closer.close(
+        transport, CELL, lambda: done.append(threading.current_thread())
+    )
+    assert closer.wait(PATIENCE) == 0
+    assert transport.closed == 1
+    assert done == [transport.thread]
+    assert done != [threading.current_thread()]
+    assert (closer.closed, closer.failed, closer.hung) == (1, 0, 0)
+
+
+def test_many_are_closed_at_once(closer: Closer) -> None:
+    gate = Gate()
+    transports = [Transport(gate=gate) for _ in range(20)]
+    for transport in transports:
+        closer.close(transport, CELL)
+    gate.await_arrival(20)
+    gate.open()
+    assert closer.wait(PATIENCE) == 0
+    assert [transport.closed for transport in transports] == [1] * 20
+
+
+@pytest.mark.parametrize("kind", [OSError, AttributeError, SystemExit])
+def test_one_that_raises_is_told_once(
+    closer: Closer, records: Records, kind: type[BaseException]
+) -> None:
+    done: list[int] = []
+    transport = Transport(error=kind("it is rabbit://u:hidden@h/ that failed"))
+    closer.close(transport, CELL, lambda: done.append(1))
+    assert closer.wait(PATIENCE) == 0
+    closer.watch()
+    closer.watch()
+    assert done == [1]
+    assert (closer.closed, closer.failed) == (1, 1)
+    assert len(records.lines) == 1
+    assert (
+        f"WARNING Closing a transport of cell {CELL} failed"
+        in (records.lines[0])
+    )
+    assert kind.__name__ in records.lines[0]
+    assert "hidden" not in records.lines[0]
+
+
+def test_one_that_hangs_is_told_once_and_when_it_ends(
+    closer: Closer, clock: Clock, records: Records
+) -> None:
+    gate = Gate()
+    closer.close(Transport(gate=gate), CELL)
+    gate.await_arrival()
+    clock.now += 9
+    closer.watch()
+    assert not records.lines
+    clock.now += 1
+    closer.watch()
+    closer.watch()
+    assert (closer.hung, closer.hanging, closer.closed) == (1, 1, 0)
+    assert len(records.matching("has taken more than 10 seconds")) == 1
+    gate.open()
+    assert closer.wait(PATIENCE) == 0
+    assert closer.hanging == 0
+    closer.watch()
+    closer.watch()
+    assert len(records.matching("has ended at last")) == 1
+    assert (closer.hung, closer.closed) == (1, 1)
+    assert len(records.lines) == 2
+
+
+def test_one_that_hangs_holds_up_no_other(closer: Closer) -> None:
+    gate = Gate()
+    closer.close(Transport(gate=gate), CELL)
+    gate.await_arrival()
+    other = Transport()
+    closed = threading.Event()
+    closer.close(other, CELL, closed.set)
+    assert closed.wait(PATIENCE)
+    assert closer.wait(0) == 1
+    gate.open()
+
+
+def test_the_wait_for_several_ends_in_time(closer: Closer) -> None:
+    gate = Gate()
+    for _ in range(50):
+        closer.close(Transport(gate=gate), CELL)
+    gate.await_arrival(50)
+    assert closer.wait(0.05) == 50  # in all, not each
+    gate.open()
+
+
+def test_what_has_ended_is_forgotten(closer: Closer) -> None:
+    transport = Transport()
+    found = weakref.ref(transport)
+    closer.close(transport, CELL)
+    del transport
+    assert closer.wait(PATIENCE) == 0
+    gc.collect()
+    assert found() is None
+    closer.watch()
+    assert not closer._under_way
+
+
+def test_what_no_thread_can_be_started_for_is_closed_later(
+    records: Records,
+) -> None:
+    workers = NoThreads()
+    closer = Closer(workers)
+    transport = Transport()
+    closer.close(transport, CELL)
+    assert len(records.matching("No thread can be started")) == 1
+    closer.watch()
+    assert closer.wait(0) == 1
+    assert transport.closed == 0
+    workers.left = 1
+    closer.watch()
+    assert closer.wait(PATIENCE) == 0
+    assert transport.closed == 1
+    assert closer.closed == 1
+    workers.close()
