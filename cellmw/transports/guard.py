@@ -173,9 +173,9 @@ class Guard:
         self._down = False
         self._trial = False
         self._next_trial = 0.0
-        # A new one begins with each change of state and each trial.  The
-        # verdict on a message counts in the era only in which it was let in:
-        # what comes later tells of a state that is over.
+        # A new one begins with each change of state.  The verdict on a
+        # message counts in the era only in which it was let in: what comes
+        # later tells of a state that is over.
         self._era = 0
         classes = len(DURATION_BOUNDS) + 1
         self._cast_counts = [0] * classes
@@ -247,7 +247,6 @@ class Guard:
     def _begin_trial(self) -> int:
         self._under_way += 1
         self._trial = True
-        self._era += 1
         return self._era
 
     def _wait_in_line(self, waiter: _Waiter, timeout: float) -> int:

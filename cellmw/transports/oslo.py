@@ -130,7 +130,8 @@ class OsloTransports:
             )
             _bound_connecting(transport)
             return transport
-        except oslo_messaging.InvalidTransportURL:
+        except (oslo_messaging.InvalidTransportURL, ValueError):
+            # The message of either may quote a part of it.
             return "its URL cannot be parsed"
         except oslo_messaging.DriverLoadFailure:
             return "its URL names a driver that cannot be loaded"
@@ -216,7 +217,9 @@ def judge(error: BaseException, *, answerable: bool) -> Verdict:
     """
     if isinstance(error, _ANSWERED):
         return Verdict.ANSWERED
-    if answerable and _came_back(error):
+    if answerable and (
+        isinstance(error, oslo_messaging.MessagingTimeout) or _came_back(error)
+    ):
         return Verdict.ANSWERED
     if isinstance(
         error, (amqp.exceptions.AccessRefused, amqp.exceptions.NotAllowed)
