@@ -1,0 +1,94 @@
+# Licensed under the Apache License, Version 2.0; see the file LICENSE.
+"""Fixtures for tests that run the whole width of a request."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from oslo_config import cfg
+
+import cellmw
+from cellmw import rpc, runtime, testing
+from tests import servers
+from tests.functional import stack
+
+
+@pytest.fixture
+def memory() -> Iterator[None]:
+    """Memory brokers of the test's own; it leaves no transport open."""
+    with testing.own_brokers(), testing.no_leaks():
+        yield
+
+
+@pytest.fixture
+def runtimes(memory: None) -> Iterator[runtime.Registry]:
+    """The runtimes of the filters that the test makes.
+
+    At its end none of them has a lease, and each transport that was opened
+    has been closed.
+    """
+    registry = runtime.registry()
+    assert not len(registry), "another test has left a runtime"
+    yield registry
+    problems = []
+    for made in registry:
+        leased = made.close(stack.SOON)
+        total = made.process().pool.stats().total
+        if leased or total.opened != total.closed:
+            problems.append(f"{leased} leased, {total}")
+    rpc.cleanup()
+    assert not problems, problems
+
+
+@pytest.fixture
+def api_database(sqlite: servers.Database) -> Iterator[stack.ApiDatabase]:
+    """An API database on SQLite, with the two tables and no row."""
+    database = stack.ApiDatabase(sqlite.url)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def make_filter(
+    runtimes: runtime.Registry, api_database: stack.ApiDatabase
+) -> stack.MakeFilter:
+    """Makes filters for the API database of the test, or another one."""
+
+    def make(
+        *,
+        conf: cfg.ConfigOpts | None = None,
+        database: str | None = None,
+        **paste: Any,
+    ) -> Callable[[Any], Any]:
+        return cellmw.filter_factory(
+            {},
+            oslo_config_config=conf or stack.configuration(),
+            api_database_connection=database or api_database.url,
+            **paste,
+        )
+
+    return make
+
+
+@pytest.fixture
+def serve(memory: None) -> Iterator[stack.Serve]:
+    """Starts RPC servers, which end with the test."""
+    with contextlib.ExitStack() as servers_:
+
+        def start(
+            url: str,
+            host: stack.Host | None = None,
+            *,
+            server: str = "host",
+            topic: str = stack.TOPIC,
+        ) -> stack.Host:
+            return servers_.enter_context(
+                stack.serving(
+                    url, host or stack.Host(url), server=server, topic=topic
+                )
+            )
+
+        yield start
