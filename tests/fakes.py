@@ -23,6 +23,7 @@ from typing import Any, Self, TypeVar
 import oslo_messaging
 from oslo_config import cfg
 
+from cellmw import redaction
 from cellmw.cells.mapping import Cell, Generation
 from cellmw.redaction import Secret
 from cellmw.transports.closer import Closer
@@ -286,6 +287,8 @@ class Rig:
 
     def __enter__(self) -> Self:
         self.records.__enter__()
+        # As the process does for the cells that it knows.
+        self._hold = redaction.KNOWN.hold(generation().url)
         return self
 
     def __exit__(
@@ -298,6 +301,7 @@ class Rig:
             if error is None:
                 self.close()
         finally:
+            self._hold.drop()
             self.records.__exit__()
             self.workers.close()
 

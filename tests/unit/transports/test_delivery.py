@@ -1,0 +1,823 @@
+# Licensed under the Apache License, Version 2.0; see the file LICENSE.
+"""One message's way to a queue, and a request's hold on it; no I/O."""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import amqp.exceptions
+import kombu.exceptions
+import oslo_messaging
+import pytest
+from oslo_config import cfg
+
+from cellmw import exceptions
+from cellmw.cells.mapping import Cell
+from cellmw.transports.delivery import Delivery
+from cellmw.workers import Job
+from tests.fakes import (
+    PASSWORD,
+    PATIENCE,
+    Gate,
+    Sent,
+    Stack,
+    Threads,
+    Transport,
+    call,
+    cast,
+    cell_uuid,
+    generation,
+    message,
+    send,
+)
+
+TARGET = oslo_messaging.Target(
+    topic="compute", server="host", exchange="e", namespace="n", version="6.0"
+)
+
+
+@pytest.fixture(params=[16, 0], ids=["cached", "uncached"])
+def stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
+    with Stack(max_size=request.param) as stack:
+        stack.put(1)
+        yield stack
+
+
+@pytest.fixture
+def hasty() -> Iterator[Stack]:
+    """One whose requests soon give up."""
+    with Stack(send_timeout=0.25) as stack:
+        stack.put(1)
+        yield stack
+
+
+# What is sent.
+
+
+def test_a_message_goes_out_as_it_was_given_but_once(stack: Stack) -> None:
+    given = message("boot")
+    options = oslo_messaging.TransportOptions(at_least_once=True)
+
+    def write(one: Transport, sent: Sent) -> None:
+        sent.message["_unique_id"] = "the driver's"
+
+    stack.transports.on_send = write
+    with stack.handle() as handle:
+        handle._send(
+            TARGET,
+            {"user": "u"},
+            given,
+            wait_for_reply=True,
+            timeout=7,
+            call_monitor_timeout=3,
+            retry=5,
+            transport_options=options,
+        )
+    (sent,) = stack.transports.sent
+    assert given == message("boot")
+    assert sent.context == {"user": "u"}
+    assert sent.options == {
+        "wait_for_reply": True,
+        "timeout": 7,
+        "call_monitor_timeout": 3,
+        "retry": 0,
+        "transport_options": options,
+    }
+    for name in (
+        "exchange",
+        "topic",
+        "namespace",
+        "version",
+        "server",
+        "fanout",
+        "accepted_namespaces",
+    ):
+        assert getattr(sent.target, name) == getattr(TARGET, name)
+
+
+def test_a_call_gives_the_reply(stack: Stack) -> None:
+    stack.transports.on_send = lambda one, sent: {"answer": 42}
+    with stack.handle() as handle:
+        assert call(handle) == {"answer": 42}
+        assert cast(handle) == {"answer": 42}  # whatever the driver gives
+
+
+def test_a_call_waits_as_long_as_configured(stack: Stack) -> None:
+    with stack.handle() as handle:
+        stack.conf.register_opt(
+            _option("rpc_response_timeout", 17), group=None
+        )
+        call(handle, timeout=None)
+        cast(handle)
+    assert [one.options["timeout"] for one in stack.transports.sent] == [
+        17,
+        None,
+    ]
+
+
+def test_a_message_is_sent_by_a_thread_of_ours(stack: Stack) -> None:
+    found: list[threading.Thread] = []
+    stack.transports.on_send = lambda one, sent: found.append(
+        threading.current_thread()
+    )
+    with stack.handle() as handle:
+        cast(handle)
+    assert found[0].name.startswith("cellmw-worker")
+
+
+# The request's hold.
+
+
+def test_all_messages_of_a_request_use_one_transport(stack: Stack) -> None:
+    with stack.handle() as handle:
+        for _ in range(5):
+            cast(handle)
+        assert stack.stats.leases == 1
+    assert len(stack.transports.opened) == 1
+    assert len(stack.transports.opened[0].sent) == 5
+    assert stack.stats.leases == 0
+    assert stack.open_cells() == ([1] if stack.cached else [])
+
+
+def test_messages_at_once_leave_the_request_one_transport(
+    stack: Stack,
+) -> None:
+    gate = Gate()
+    stack.transports.on_send = lambda one, sent: gate.wait()
+    with stack.handle() as handle:
+        with Threads() as threads:
+            for _ in range(5):
+                threads.start(cast, handle)
+            gate.await_arrival(5)
+            gate.open()
+        stack.settle()
+        assert stack.stats.leases == 1
+        assert len(stack.transports.left) == 1
+        cast(handle)
+    assert stack.stats.leases == 0
+
+
+def test_a_message_in_flight_keeps_the_transport_after_the_end(
+    stack: Stack,
+) -> None:
+    gate = Gate()
+    stack.transports.on_send = lambda one, sent: gate.wait()
+    with Threads() as threads:
+        with stack.handle() as handle:
+            threads.start(cast, handle)
+            gate.await_arrival()
+        stack.pool.keep_only({})
+        stack.settle()
+        assert stack.stats.leases == 1
+        assert stack.transports.opened[0].closed == 0
+        gate.open()
+    assert stack.stats.leases == 0
+    assert stack.open_cells() == []
+
+
+def test_a_message_that_leases_after_the_end_leaves_nothing(
+    stack: Stack,
+) -> None:
+    gate = Gate()
+    stack.transports.on_open = gate.wait
+    with Threads() as threads:
+        with stack.handle() as handle:
+            threads.start(cast, handle)
+            gate.await_arrival()
+        gate.open()
+    assert len(stack.transports.sent) == 1
+    assert stack.stats.leases == 0
+
+
+# One generation for a request.
+
+
+def test_a_request_keeps_its_generation(stack: Stack) -> None:
+    stack.keep_only()
+    with stack.handle() as handle, stack.handle() as other:
+        cast(handle)
+        stack.put(1, state=1)
+        stack.keep_only()
+        cast(handle)
+        cast(other)
+    assert [one.generation for one in stack.transports.opened] == [
+        generation(1, 0),
+        generation(1, 1),
+    ]
+    assert [len(one.sent) for one in stack.transports.opened] == [2, 1]
+
+
+def test_a_request_keeps_it_also_where_the_connection_died(
+    stack: Stack,
+) -> None:
+    def die(one: Transport, sent: Sent) -> None:
+        raise OSError("reset")
+
+    with stack.handle() as handle:
+        cast(handle)
+        stack.put(1, state=1)
+        stack.keep_only()
+        stack.transports.on_send = die
+        with pytest.raises(exceptions.DeliveryUncertain):
+            cast(handle)
+        stack.transports.on_send = lambda one, sent: None
+        cast(handle)
+    used = {one.generation for one in stack.transports.opened}
+    assert used == {generation(1, 0)}
+
+
+def test_a_request_that_has_sent_nothing_takes_the_new_one(
+    stack: Stack,
+) -> None:
+    with stack.handle() as handle:
+        stack.put(1, state=1)
+        stack.keep_only()
+        cast(handle)
+    (only,) = stack.transports.opened
+    assert only.generation is generation(1, 1)
+
+
+def test_a_message_that_could_not_be_written_binds_to_nothing(
+    stack: Stack,
+) -> None:
+    def fail(one: Transport) -> None:
+        raise OSError("refused")
+
+    with stack.handle() as handle:
+        stack.transports.before_writing = fail
+        with pytest.raises(exceptions.CellUnavailable) as caught:
+            cast(handle)
+        assert not caught.value.maybe_delivered
+        stack.transports.before_writing = lambda one: None
+        stack.put(1, state=1)
+        stack.keep_only()
+        cast(handle)
+    assert stack.transports.opened[-1].generation is generation(1, 1)
+    assert len(stack.transports.sent) == 1
+
+
+def test_two_first_messages_go_out_with_one_generation(stack: Stack) -> None:
+    """Each has leased another one; who writes first decides for both."""
+    gate = Gate()
+    held: list[Transport] = []
+
+    def hold_the_first(one: Transport) -> None:
+        if not held:
+            held.append(one)
+            gate.wait()
+
+    stack.transports.before_writing = hold_the_first
+    stack.keep_only()
+    with stack.handle() as handle:
+        with Threads() as threads:
+            threads.start(cast, handle)
+            gate.await_arrival()
+            # Its connections are dead, says another request, so that the
+            # next message leases anew; and by then the cell has moved on.
+            stack.pool._retire(list(stack.pool._entries.values()))
+            for entry in stack.pool._everything():
+                entry.given_up = True
+            stack.put(1, state=1)
+            stack.keep_only()
+            cast(handle)
+            gate.open()
+        cast(handle)
+    used = {one.generation for one in stack.transports.opened if one.sent}
+    assert used == {generation(1, 1)}
+    assert len(stack.transports.sent) == 3
+
+
+def test_a_late_lease_of_another_generation_is_let_go(stack: Stack) -> None:
+    """What was leased before the other message decided must not stay."""
+    gate = Gate()
+    held: list[Transport] = []
+
+    def hold_the_first(one: Transport) -> None:
+        if not held:
+            held.append(one)
+            gate.wait()
+
+    stack.transports.before_writing = hold_the_first
+    with stack.handle() as handle:
+        with Threads() as threads:
+            threads.start(cast, handle)
+            gate.await_arrival()
+            # The first one's lease is taken from the request, as after a
+            # failure, and a second message leases the new generation.
+            _, borrower = handle._borrow()
+            assert borrower._lease is not None
+            borrower.drop(borrower._lease)
+            stack.put(1, state=1)
+            stack.keep_only()
+            lease = borrower.lease(PATIENCE)
+            assert lease.generation is generation(1, 1)
+            gate.open()
+            threads.join()
+        lease.release()
+        for _ in range(3):
+            cast(handle)
+    used = {one.generation for one in stack.transports.opened if one.sent}
+    assert used == {generation(1, 0)}
+    assert len(stack.transports.sent) == 4
+
+
+def test_a_cell_that_can_no_longer_be_sent_to_refuses(stack: Stack) -> None:
+    refusal = (exceptions.CellMisconfigured, "no URL")
+    with stack.handle() as handle:
+        stack.cells = {
+            cell_uuid(1): _without_generation(
+                stack.cells[cell_uuid(1)], refusal
+            )
+        }
+        with pytest.raises(exceptions.CellMisconfigured, match="no URL"):
+            cast(handle)
+    assert stack.transports.attempts == 0
+
+
+# Dead connections.
+
+
+def test_dead_connections_are_given_up_by_all_requests(stack: Stack) -> None:
+    with stack.handle() as handle, stack.handle() as other:
+        cast(handle)
+        cast(other)
+        if not stack.cached:
+            return
+        dead = stack.transports.opened[0]
+        stack.transports.on_send = _failing(OSError("reset"), times=1)
+        with pytest.raises(exceptions.DeliveryUncertain):
+            cast(handle)
+        cast(other)
+        cast(handle)
+        assert len(stack.transports.opened) == 2
+        stack.settle()
+        assert dead.closed == 1
+
+
+def test_an_error_of_the_far_side_leaves_the_transport(stack: Stack) -> None:
+    stack.transports.on_send = _failing(oslo_messaging.RemoteError("E", "m"))
+    with stack.handle() as handle:
+        for _ in range(3):
+            with pytest.raises(oslo_messaging.RemoteError):
+                call(handle)
+    assert len(stack.transports.opened) == 1
+    assert stack.guard().stats().failures == 0
+
+
+# Trying again, where nothing can have been written.
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("refused"),
+        kombu.exceptions.OperationalError("refused"),
+        oslo_messaging.MessageDeliveryFailure("no connection"),
+    ],
+)
+def test_it_is_tried_once_more_on_a_fresh_transport(
+    stack: Stack, error: Exception
+) -> None:
+    stack.transports.before_writing = _failing_one(error, times=1)
+    with stack.handle() as handle:
+        cast(handle)
+    first, second = stack.transports.opened
+    assert not first.sent
+    assert len(second.sent) == 1
+    assert stack.guard().stats().failures == 0
+
+
+def test_it_is_tried_no_third_time(stack: Stack) -> None:
+    stack.transports.before_writing = _failing_one(OSError("refused"))
+    with stack.handle() as handle:
+        with pytest.raises(exceptions.CellUnavailable, match="OSError") as it:
+            cast(handle)
+    assert not isinstance(it.value, exceptions.DeliveryUncertain)
+    assert not it.value.maybe_delivered
+    assert it.value.cell_uuid == cell_uuid(1)
+    assert it.value.cell_name == "cell-1"
+    assert it.value.retry_after == 1.0
+    assert len(stack.transports.opened) == 2
+    assert stack.guard().stats().failures == 1
+
+
+def test_what_may_have_been_written_is_not_tried_again(stack: Stack) -> None:
+    stack.transports.on_send = _failing(OSError("reset"))
+    with stack.handle() as handle:
+        with pytest.raises(exceptions.DeliveryUncertain) as caught:
+            cast(handle)
+    assert caught.value.maybe_delivered
+    assert len(stack.transports.opened) == 1
+    assert stack.guard().stats().failures == 1
+
+
+def test_to_a_driver_that_does_not_announce_all_may_have_been_written(
+    stack: Stack,
+) -> None:
+    def strange(one: Transport) -> None:
+        one._driver = object()
+
+    with stack.handle() as handle:
+        cast(handle)
+        strange(stack.transports.opened[0])
+        stack.transports.before_writing = _failing_one(OSError("refused"))
+        with pytest.raises(exceptions.DeliveryUncertain):
+            cast(handle)
+
+
+def test_refused_credentials_are_read_again_and_it_goes_out(
+    stack: Stack,
+) -> None:
+    def refuse(one: Transport) -> None:
+        if one.generation is generation(1, 0):
+            raise amqp.exceptions.AccessRefused(f"login was {PASSWORD}")
+
+    stack.transports.before_writing = refuse
+
+    def rotate() -> None:
+        stack.put(1, state=1)
+
+    stack.on_refresh = rotate
+    with stack.handle() as handle:
+        cast(handle)
+    assert stack.refreshed == 1
+    assert [one.generation for one in stack.transports.opened] == [
+        generation(1, 0),
+        generation(1, 1),
+    ]
+    assert len(stack.transports.sent) == 1
+    assert stack.open_cells() == ([1] if stack.cached else [])
+
+
+def test_refused_credentials_that_are_no_others_fail(stack: Stack) -> None:
+    stack.transports.before_writing = _failing_one(
+        amqp.exceptions.AccessRefused(f"login was {PASSWORD}")
+    )
+    with stack.handle() as handle:
+        with pytest.raises(exceptions.CellUnavailable) as caught:
+            cast(handle)
+    assert stack.refreshed == 1
+    assert len(stack.transports.opened) == 1
+    assert stack.guard().stats().failures == 1
+    _assert_tells_no_secret(caught.value)
+
+
+@pytest.mark.parametrize(
+    "kind", [exceptions.LookupFailed, exceptions.CellNotFound]
+)
+def test_refused_credentials_that_cannot_be_read_again_fail(
+    stack: Stack, kind: type[Exception]
+) -> None:
+    stack.transports.before_writing = _failing_one(
+        amqp.exceptions.NotAllowed("no vhost")
+    )
+
+    def fail() -> None:
+        raise kind("no database")
+
+    stack.on_refresh = fail
+    with stack.handle() as handle:
+        with pytest.raises(exceptions.CellUnavailable, match="NotAllowed"):
+            cast(handle)
+    assert len(stack.transports.opened) == 1
+
+
+# Errors.
+
+
+def test_an_error_of_the_callers_own_comes_as_it_is(stack: Stack) -> None:
+    error = TypeError("not serializable")
+    stack.transports.before_writing = _failing_one(error)
+    with stack.handle() as handle:
+        with pytest.raises(TypeError) as caught:
+            cast(handle)
+    assert caught.value is error
+    assert len(stack.transports.opened) == 1
+    assert stack.guard().stats().failed == 0
+    _assert_tells_no_secret(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        amqp.exceptions.AccessRefused(f"user:{PASSWORD}@host"),
+        OSError(f"no route to amqp://user:{PASSWORD}@host"),
+        ValueError("of the caller"),
+    ],
+)
+def test_no_error_brings_a_secret_along(
+    stack: Stack, error: Exception
+) -> None:
+    def fail(one: Transport) -> None:
+        url = one.generation.url.reveal()
+        try:
+            raise KeyError(url)
+        except KeyError:
+            raise error from None
+
+    stack.transports.before_writing = fail
+    with stack.handle() as handle:
+        with pytest.raises(Exception) as it:
+            cast(handle)
+    _assert_tells_no_secret(it.value)
+
+
+def test_no_reply_in_time_says_nothing_against_the_cell(stack: Stack) -> None:
+    late = _failing(oslo_messaging.MessagingTimeout())
+    stack.transports.on_send = lambda one, sent: ReplyWaiter().wait(late)
+    with stack.handle() as handle:
+        for _ in range(10):
+            with pytest.raises(oslo_messaging.MessagingTimeout):
+                call(handle)
+    stats = stack.guard().stats()
+    assert (stats.failures, stats.down) == (0, False)
+
+
+def test_a_message_without_a_topic_is_not_sent(stack: Stack) -> None:
+    with stack.handle() as handle:
+        with pytest.raises(oslo_messaging.InvalidTarget):
+            handle._send(oslo_messaging.Target(server="h"), {}, message())
+    assert stack.transports.attempts == 0
+
+
+def test_where_no_thread_can_be_started_it_is_refused(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    with stack.handle() as handle:
+        for _ in range(100):
+            with pytest.raises(exceptions.CellBusy, match="no thread"):
+                cast(handle)
+    monkeypatch.undo()
+    assert stack.guard().stats().under_way == 0
+
+
+# Giving up.
+
+
+def test_what_was_not_written_in_time_never_is(hasty: Stack) -> None:
+    gate = Gate()
+    hasty.transports.before_writing = gate.wait
+    with hasty.handle() as handle:
+        with pytest.raises(exceptions.CellUnavailable, match="longer") as it:
+            cast(handle)
+        assert not it.value.maybe_delivered
+        assert hasty.guard().stats().stuck == 1
+        assert hasty.guard().stats().failures == 1
+    gate.open()
+    _until(lambda: hasty.guard().stats().under_way == 0)
+    assert hasty.transports.sent == []
+    assert hasty.stats.leases == 0
+    assert hasty.guard().stats().stuck == 0
+
+
+def test_what_was_being_written_may_have_been(hasty: Stack) -> None:
+    gate = Gate()
+    hasty.transports.on_send = lambda one, sent: gate.wait()
+    with hasty.handle() as handle:
+        with pytest.raises(exceptions.DeliveryUncertain):
+            cast(handle)
+    # The request is over; the message still has its transport.
+    hasty.settle()
+    assert hasty.stats.leases == 1
+    assert hasty.transports.opened[0].closed == 0
+    gate.open()
+    _until(lambda: hasty.guard().stats().under_way == 0)
+    assert hasty.open_cells() == []
+
+
+def test_a_transport_that_holds_a_message_serves_nobody_else(
+    hasty: Stack,
+) -> None:
+    gate = Gate()
+    hasty.transports.on_send = lambda one, sent: (
+        gate.wait() if one is hasty.transports.opened[0] else None
+    )
+    with hasty.handle() as handle, hasty.handle() as other:
+        with pytest.raises(exceptions.DeliveryUncertain):
+            cast(handle)
+        cast(other)
+        cast(handle)
+    assert len(hasty.transports.opened) == 2
+    gate.open()
+    _until(lambda: hasty.guard().stats().under_way == 0)
+
+
+def test_what_ends_just_as_the_request_gives_up_counts(
+    hasty: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reply is there between the last look and the decision."""
+    hasty.transports.on_send = lambda one, sent: "a reply"
+    real = Job.wait
+
+    def wait(job: Job, timeout: float | None = None) -> bool:
+        real(job, PATIENCE)
+        return False
+
+    monkeypatch.setattr(Job, "wait", wait)
+    with hasty.handle() as handle:
+        assert call(handle) == "a reply"
+        hasty.transports.on_send = _failing(ValueError("the far side's"))
+        with pytest.raises(ValueError, match="the far side's"):
+            call(handle)
+    monkeypatch.undo()
+    assert hasty.guard().stats().failures == 0
+
+
+def test_a_message_revoked_at_the_last_moment_tells_no_inner_error(
+    hasty: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker finds that between the revocation and the last look."""
+    gate = Gate()
+    real = Delivery.revoke
+
+    def revoke(delivery: Delivery) -> bool:
+        revoked = real(delivery)
+        gate.open()
+        _until(lambda: hasty.guard().stats().under_way == 0)
+        time.sleep(0.01)
+        return revoked
+
+    monkeypatch.setattr(Delivery, "revoke", revoke)
+    hasty.transports.before_writing = gate.wait
+    with hasty.handle() as handle:
+        with pytest.raises(exceptions.CellUnavailable, match="longer than"):
+            cast(handle)
+    assert not hasty.transports.sent
+
+
+class ReplyWaiter:
+    """Where a driver waits for a reply, by its name."""
+
+    def wait(self, until: Callable[[], object]) -> object:
+        return until()
+
+
+def test_a_reply_may_come_later_than_the_message_must(hasty: Stack) -> None:
+    gate = Gate()
+
+    def answer(one: Transport, sent: Sent) -> Any:
+        ReplyWaiter().wait(gate.wait)
+        return "late"
+
+    hasty.transports.on_send = answer
+    found: list[Any] = []
+    with hasty.handle() as handle, Threads() as threads:
+        threads.start(lambda: found.append(call(handle, timeout=PATIENCE)))
+        gate.await_arrival()
+        _until(lambda: hasty.guard().stats().sent == 1)
+        assert not found
+        gate.open()
+    assert found == ["late"]
+    assert hasty.guard().stats().failures == 0
+
+
+def test_a_reply_that_is_overdue_is_a_timeout(hasty: Stack) -> None:
+    gate = Gate()
+    hasty.transports.on_send = lambda one, sent: ReplyWaiter().wait(gate.wait)
+    with hasty.handle() as handle:
+        with pytest.raises(oslo_messaging.MessagingTimeout):
+            call(handle, timeout=0.05)
+    assert hasty.guard().stats().failures == 0
+    gate.open()
+    _until(lambda: hasty.guard().stats().under_way == 0)
+
+
+def test_a_cast_is_not_waited_for_any_longer(hasty: Stack) -> None:
+    gate = Gate()
+    hasty.transports.on_send = lambda one, sent: ReplyWaiter().wait(gate.wait)
+    with hasty.handle() as handle:
+        with pytest.raises(exceptions.DeliveryUncertain):
+            cast(handle, timeout=PATIENCE)
+    gate.open()
+    _until(lambda: hasty.guard().stats().under_way == 0)
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+def test_a_thread_that_is_ended_leaves_nothing(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
+) -> None:
+    gate = Gate()
+    stack.transports.before_writing = gate.wait
+
+    def end(job: Job, timeout: float | None = None) -> bool:
+        raise kind
+
+    with stack.handle() as handle:
+        monkeypatch.setattr(Job, "wait", end)
+        with pytest.raises(kind):
+            cast(handle)
+        monkeypatch.undo()
+    gate.open()
+    _until(lambda: stack.guard().stats().under_way == 0)
+    assert stack.transports.sent == []
+    assert stack.guard().stats().failures == 0
+    assert stack.stats.leases == 0
+
+
+def test_waiting_in_line_counts_as_well() -> None:
+    gate = Gate()
+    with Stack(max_sends=1, send_timeout=0.2) as stack, Threads() as threads:
+        stack.put(1)
+        stack.transports.on_send = lambda one, sent: gate.wait()
+
+        def first() -> None:
+            with stack.handle() as handle:
+                with pytest.raises(exceptions.DeliveryUncertain):
+                    cast(handle)
+
+        threads.start(first)
+        gate.await_arrival()
+        with stack.handle() as handle:
+            with pytest.raises(exceptions.CellBusy):
+                cast(handle)
+        gate.open()
+        threads.join()
+        _until(lambda: stack.guard().stats().under_way == 0)
+
+
+# Bookkeeping.
+
+
+def test_places_and_leases_are_given_back_whatever_happens(
+    stack: Stack,
+) -> None:
+    errors = [
+        OSError("reset"),
+        ValueError("x"),
+        oslo_messaging.RemoteError("E", "m"),
+        oslo_messaging.MessagingTimeout(),
+        amqp.exceptions.AccessRefused("no"),
+        exceptions.CellMisconfigured("y", cell_uuid="z"),
+        SystemExit(1),
+    ]
+    with stack.handle() as handle:
+        for error in errors:
+            for hook in ("before_writing", "on_send"):
+                setattr(stack.transports, hook, _failing(error))
+                with pytest.raises((Exception, SystemExit)):
+                    send(handle, wait_for_reply=True, timeout=1)
+                setattr(stack.transports, hook, lambda *args: None)
+                assert stack.guard().stats().under_way == 0
+            call(handle)  # or the breaker would open
+    assert stack.stats.leases == 0
+
+
+def _failing(
+    error: BaseException, times: int = 1_000_000
+) -> Callable[..., Any]:
+    left = [times]
+
+    def fail(*args: object) -> None:
+        if left[0]:
+            left[0] -= 1
+            raise error
+
+    return fail
+
+
+def _failing_one(
+    error: BaseException, times: int = 1_000_000
+) -> Callable[[Transport], None]:
+    return _failing(error, times)
+
+
+def _assert_tells_no_secret(error: BaseException) -> None:
+    told = traceback.TracebackException.from_exception(
+        error, capture_locals=True
+    )
+    # The frames of the test itself, which know the password, aside.
+    told.stack = traceback.StackSummary.from_list(
+        [frame for frame in told.stack if "/tests/" not in frame.filename]
+    )
+    text = "".join(told.format())
+    own = str(error)
+    assert PASSWORD not in text.replace(own, "")
+    if isinstance(error, exceptions.CellMWError):
+        assert PASSWORD not in own
+    assert error.__cause__ is None
+    assert error.__context__ is None
+
+
+def _without_generation(
+    cell: Cell, refusal: tuple[type[exceptions.SendError], str]
+) -> Cell:
+    return Cell(cell.uuid, cell.name, refusal=refusal)
+
+
+def _option(name: str, default: int) -> Any:
+    return cfg.IntOpt(name, default=default)
+
+
+def _until(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it has not come to that"
+        time.sleep(0.001)
