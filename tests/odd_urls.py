@@ -15,7 +15,7 @@ from urllib.parse import quote, quote_plus
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-#: How many URLs a property is tried with.  CI takes 2,000.
+#: How many URLs the main properties are tried with.  CI takes 2,000.
 COUNT = int(os.environ.get("CELLMW_URLS", "2000"))
 
 many_urls = settings(
@@ -23,6 +23,7 @@ many_urls = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
+some_urls = settings(many_urls, max_examples=max(100, COUNT // 10))
 
 ODD = "@:/,%+{}#?& '\"\\=;[]<>|^`~!$*()üß€Ж\U0001f600"
 
@@ -39,10 +40,13 @@ SCHEMES = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sample:
-    """A URL, what is secret in it, and what is to be seen of it."""
+    """A URL, what is secret in it, and what is to be seen of it.
+
+    :ivar shown: None where what is left to see is not told
+    """
 
     url: str
-    shown: str
+    shown: str | None
     users: tuple[str, ...]
     passwords: tuple[str, ...]
 
@@ -203,4 +207,20 @@ def broken_urls(draw: st.DrawFn) -> Sample:
         # Where the host is missing, a password with an @ has one in it.
         breaks += [lambda url: url.partition("@")[0]]
     broken = draw(st.sampled_from(breaks))(sample.url)
-    return Sample(broken, "", sample.users, sample.passwords)
+    return Sample(broken, None, sample.users, sample.passwords)
+
+
+def any_urls() -> st.SearchStrategy[Sample]:
+    """All of them."""
+    return st.one_of(
+        proper_urls(),
+        raw_urls(),
+        raw_clusters(),
+        template_urls(),
+        broken_urls(),
+    )
+
+
+def has_host_in_password(sample: Sample) -> bool:
+    """Whether ``@AB,`` in a password may read as a host for everybody."""
+    return any("," in password for password in sample.passwords)

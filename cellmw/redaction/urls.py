@@ -171,7 +171,7 @@ def read(text: str) -> Reading:
 
 def is_whole(rest: str) -> bool:
     """Whether this, behind the scheme, can be all of a URL."""
-    return "@" in rest or _is_host_and_more(rest)
+    return _is_host_and_more(rest.rpartition("@")[2])
 
 
 def whole_login(text: str) -> list[Login]:

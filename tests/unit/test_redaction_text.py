@@ -24,7 +24,7 @@ from cellmw.redaction import (
     urls,
 )
 from tests import odd_urls
-from tests.odd_urls import Sample, many_urls
+from tests.odd_urls import Sample, many_urls, some_urls
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_a_url_in_a_text_loses_its_credentials_and_no_more(
     assert shown == f"{before}rabbit://***@h1:5672/vh{after}"
 
 
-@many_urls
+@some_urls
 @given(
     st.one_of(odd_urls.proper_urls(), odd_urls.template_urls()),
     st.sampled_from(["", "see ", "'", '"', "(", "\n", "a://b/ "]),
@@ -76,7 +76,7 @@ def test_a_proper_url_is_redacted_wherever_it_stands(
 
 @many_urls
 @given(
-    st.one_of(odd_urls.proper_urls(), odd_urls.raw_urls()),
+    odd_urls.any_urls(),
     st.sampled_from(["{}", "x {} y", "{!r}", "({})", "'{}'", "x{}, y@z"]),
 )
 def test_a_known_url_shows_nothing_in_any_text(
@@ -157,7 +157,7 @@ def test_a_text_that_hiding_never_ends_with_is_hidden_whole(
     assert scrub("see") == "***"
 
 
-@many_urls
+@some_urls
 @given(st.text(st.sampled_from("ab1:/@,?#&={}[]*.% \n'\"\\ü;<"), max_size=60))
 @example("a://'b@c' d@e 'a://b@c")
 @example("'a://b' c://d")
@@ -166,7 +166,7 @@ def test_scrubbing_twice_changes_nothing(told: str) -> None:
     assert scrub(once) == once
 
 
-@many_urls
+@some_urls
 @given(
     st.one_of(
         odd_urls.proper_urls(), odd_urls.raw_urls(), odd_urls.broken_urls()
@@ -287,10 +287,10 @@ def test_what_is_shown_is_the_same_in_json() -> None:
         "a:// " * 100_000,
         "'a://" * 100_000,
         "a://b:c'd " * 50_000,
-        "'a://b:c" + "'x" * 200_000,
+        "'a://b:c" + "'x" * 50_000,
         "a" * 1_000_000 + "://",
         "a://u:p@h;" * 50_000,
-        "a://" + "@" * 500_000,
+        "a://" + "@" * 200_000,
     ],
 )
 def test_a_hostile_text_ends(told: str, secrets: Secrets) -> None:
