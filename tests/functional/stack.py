@@ -296,3 +296,8 @@ def environ_of(
         path, method=method, environ=dict(environ or {})
     ).environ
     return made
+
+
+def target(**options: Any) -> oslo_messaging.Target:
+    """What a client of the hosts asks for."""
+    return oslo_messaging.Target(topic=TOPIC, **options)
