@@ -15,6 +15,7 @@ import logging
 import os
 import pickle
 import threading
+import time
 import types
 import warnings
 from collections.abc import Callable, Iterator
@@ -74,7 +75,9 @@ class Transport:
     """One transport, as the pool and a delivery see it.
 
     :ivar closed: how often it was closed
+    :ivar closed_at: when, in seconds of the real clock
     :ivar using: how many use it just now
+    :ivar used_until: when the last of them had done with it
     """
 
     def __init__(
@@ -85,7 +88,9 @@ class Transport:
         self.generation = of
         self.one_request = one_request
         self.closed = 0
+        self.closed_at = 0.0
         self.using = 0
+        self.used_until = 0.0
         self.sent: list[Sent] = []
 
     def __repr__(self) -> str:
@@ -104,6 +109,7 @@ class Transport:
         finally:
             with transports.lock:
                 self.using -= 1
+                self.used_until = time.monotonic()
 
     def _send(
         self,
@@ -117,17 +123,21 @@ class Transport:
             assert target.fanout is not True
             sent = Sent(target, ctxt, message, options)
             answer = self._transports.on_send(self, sent)
-            self.sent.append(sent)
+            if self._transports.keep_sent:
+                self.sent.append(sent)
             return answer
 
     def cleanup(self) -> None:
         transports = self._transports
         with transports.lock:
             self.closed += 1
+            self.closed_at = time.monotonic()
             if self.using:
                 transports.violations.append(f"{self} closed in use")
             if self.closed > 1:
                 transports.violations.append(f"{self} closed again")
+            elif not transports.keep_closed:
+                transports.opened.remove(self)
         transports.on_close(self)
 
 
@@ -138,6 +148,9 @@ class Transports:
 
     :ivar opened: those that were opened, in that order
     :ivar violations: what must never happen, and did
+    :ivar count: how many were opened
+    :ivar keep_sent: whether they remember what was sent
+    :ivar keep_closed: whether those that are closed stay in ``opened``
     :ivar on_open: called before one is opened
     :ivar before_writing: called before one finds out whether it may write
     :ivar on_send: called when one writes; what it returns is the reply
@@ -149,6 +162,9 @@ class Transports:
         self.opened: list[Transport] = []
         self.violations: list[str] = []
         self.attempts = 0
+        self.count = 0
+        self.keep_sent = True
+        self.keep_closed = True
         self.on_open: Callable[[Generation], None] = lambda of: None
         self.before_writing: Callable[[Transport], None] = lambda one: None
         self.on_send: Callable[[Transport, Sent], Any] = lambda one, sent: None
@@ -160,6 +176,7 @@ class Transports:
         self.on_open(of)
         transport = Transport(self, of, one_request)
         with self.lock:
+            self.count += 1
             self.opened.append(transport)
         return transport
 
@@ -279,10 +296,7 @@ class Rig:
         self.transports.check()
         total = self.stats.total
         assert self.stats.leases == 0
-        assert (total.opened, total.closed) == (
-            len(self.transports.opened),
-            len(self.transports.opened),
-        )
+        assert total.opened == total.closed == self.transports.count
         assert not self.records.matching(PASSWORD)
 
     def __enter__(self) -> Self:
@@ -395,10 +409,16 @@ def message(method: str = "ping") -> dict[str, Any]:
     return {"method": method, "args": {}}
 
 
-def send(handle: Handle, **options: Any) -> Any:
+def send(
+    handle: Handle,
+    *,
+    ctxt: dict[str, Any] | None = None,
+    method: str = "ping",
+    **options: Any,
+) -> Any:
     """What an RPCClient does with a transport."""
     target = oslo_messaging.Target(topic="compute", server="host")
-    return handle._send(target, {}, message(), **options)
+    return handle._send(target, ctxt or {}, message(method), **options)
 
 
 def cast(handle: Handle, **options: Any) -> Any:
