@@ -1,0 +1,359 @@
+# Licensed under the Apache License, Version 2.0; see the file LICENSE.
+"""What every command of ``cellmw-manage`` needs.
+
+A command reads its configuration with :meth:`Command.configuration` and
+asks or changes the database through what that gives.  All that is wrong ends
+as one line on standard error and an exit status that is not 0; no text that
+may hold a credential is printed before it was scrubbed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import re
+import sys
+import uuid
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import sqlalchemy as sa
+from cliff.command import Command as CliffCommand
+from cliff.lister import Lister
+from cliff.show import ShowOne
+from oslo_config import cfg
+from oslo_db import exception as db_exception
+
+from cellmw import options, redaction
+from cellmw.cells import mapping, store
+from cellmw.cells.changes import Changes
+from cellmw.cells.mapping import Cell, CellMapping
+from cellmw.exceptions import CellMWError, ConfigurationError
+from cellmw.redaction import Secret
+from cellmw.transports import oslo
+
+# How long the database may take to let us in, and for one statement: what
+# counts a million mappings is not done in a moment.  Seconds.
+_CONNECT_TIMEOUT = 10.0
+_STATEMENT_TIMEOUT = 300.0
+
+_is_uuid = re.compile(
+    r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"
+).fullmatch
+
+
+class Failed(Exception):
+    """The command cannot be carried out; the text says why."""
+
+
+def complain(stream: TextIO, text: str) -> None:
+    """Say what is wrong, on one line and without credentials."""
+    stream.write(
+        f"cellmw-manage: {redaction.one_line(redaction.scrub(text))}\n"
+    )
+
+
+def add_config_option(parser: argparse.ArgumentParser, *, dest: str) -> None:
+    """Add the option that says where the configuration is."""
+    parser.add_argument(
+        "--config-file",
+        metavar="FILE",
+        action="append",
+        dest=dest,
+        help=(
+            "Configuration of the service, a nova.conf for example, for its "
+            "[api_database], [DEFAULT] transport_url and [cellmw]; can be "
+            "repeated, and later files win. Default: those that oslo.config "
+            "finds for cellmw, /etc/cellmw/cellmw.conf for example."
+        ),
+    )
+
+
+def report_errors_on_one_line(parser: argparse.ArgumentParser) -> None:
+    """Let the parser say what is wrong without the whole usage."""
+
+    def error(message: str) -> None:
+        complain(sys.stderr, message)
+        parser.exit(2)
+
+    parser.error = error  # type: ignore[method-assign,assignment]
+
+
+def uuid_argument(text: str) -> str:
+    """A UUID in its usual form, in lower case as the tables hold it."""
+    if not _is_uuid(text):
+        raise argparse.ArgumentTypeError("it is not a UUID")
+    return text.lower()
+
+
+def new_uuid() -> str:
+    """A UUID that nobody has."""
+    return str(uuid.uuid4())
+
+
+def name_argument(text: str) -> str:
+    """A text that a column of 255 characters can hold."""
+    if not text.strip() or len(text) > 255 or not text.isprintable():
+        raise argparse.ArgumentTypeError(
+            "it takes 1 to 255 printable characters"
+        )
+    return text
+
+
+def secret_argument(text: str) -> Secret:
+    """A URL with credentials; ``-`` reads it from standard input."""
+    if text == "-":
+        text = sys.stdin.readline().strip()
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty")
+    return Secret(text)
+
+
+def positive_seconds(text: str) -> float:
+    """A duration above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError("it takes seconds above 0")
+    return value
+
+
+class Configuration:
+    """The service's configuration, and the database that it leads to."""
+
+    def __init__(
+        self, files: Sequence[str], *, may_make_database: bool = False
+    ) -> None:
+        self._may_make_database = may_make_database
+        self.conf = _read(files)
+        oslo.prepare(self.conf)
+        store.register_options(self.conf)
+        self.settings = options.load(self.conf, {})
+        connection = self.conf[store.GROUP].connection
+        if not connection:
+            raise Failed(
+                "no API database is configured: give a --config-file with "
+                f"connection in [{store.GROUP}]"
+            )
+        self._holds: list[redaction.Hold] = []
+        self.hide(_secret(self.conf.transport_url), _secret(connection))
+
+    def hide(self, *urls: Secret | None) -> None:
+        """Let the credentials of these show up in no text until the end."""
+        self._holds.append(redaction.KNOWN.hold(*urls))
+
+    @functools.cached_property
+    def engine(self) -> sa.Engine:
+        """The engine of the API database."""
+        engine = store.make_engine(
+            self.conf,
+            timeout=_STATEMENT_TIMEOUT,
+            connect_timeout=_CONNECT_TIMEOUT,
+            enforce_foreign_keys=True,
+        )
+        if not self._may_make_database:
+            _refuse_missing_file(engine.url)
+        return engine
+
+    @functools.cached_property
+    def store(self) -> store.Store:
+        """The API database, read."""
+        return store.Store(lambda: self.engine)
+
+    @functools.cached_property
+    def changes(self) -> Changes:
+        """The API database, written."""
+        return Changes(self.engine, expand=self.expand)
+
+    @functools.cached_property
+    def known_drivers(self) -> frozenset[str]:
+        """The drivers that are installed here."""
+        return oslo.known_drivers()
+
+    def cells(self) -> list[CellMapping]:
+        """All cell mappings.
+
+        From now on their credentials are hidden wherever they show up.
+        """
+        cells = self.store.cells()
+        for cell in cells:
+            self.hide(cell.transport_url, cell.database_connection)
+        return cells
+
+    def cell(self, cell_uuid: str) -> CellMapping:
+        """One cell mapping.
+
+        :raises Failed: there is none
+        """
+        for cell in self.cells():
+            if cell.uuid == cell_uuid:
+                return cell
+        raise Failed(f"there is no cell {cell_uuid}")
+
+    def expand(self, cell: CellMapping) -> Cell:
+        """What requests for a cell would get."""
+        return mapping.expand(
+            cell, self.conf.transport_url, self.known_drivers
+        )
+
+    def close(self) -> None:
+        """Close the connections, and forget what was hidden."""
+        if "engine" in self.__dict__:
+            self.engine.dispose()
+        while self._holds:
+            self._holds.pop().drop()
+
+
+def _read(files: Sequence[str]) -> cfg.ConfigOpts:
+    conf = cfg.ConfigOpts()
+    problem = ""
+    try:
+        conf(
+            [],
+            project="cellmw",
+            prog="cellmw-manage",
+            default_config_files=list(files) or None,
+        )
+    except cfg.ConfigFilesNotFoundError as error:
+        problem = f"no such file: {', '.join(error.config_files)}"
+    except cfg.ConfigFilesPermissionDeniedError as error:
+        problem = f"no permission to read {', '.join(error.config_files)}"
+    except (cfg.Error, ValueError, OSError) as error:
+        # Their messages quote the line that they stumbled over.
+        problem = (
+            f"{', '.join(files) or 'the configuration'} cannot be read "
+            f"({type(error).__name__})"
+        )
+    if problem:
+        raise Failed(problem)
+    return conf
+
+
+def _refuse_missing_file(url: sa.URL) -> None:
+    """SQLite makes a database by itself where none is."""
+    name = url.database
+    if (
+        url.get_backend_name() == "sqlite"
+        and name
+        and not name.startswith((":memory:", "file:"))
+        and not Path(name).exists()
+    ):
+        raise Failed(f"there is no SQLite database {name}")
+
+
+def _secret(text: str | None) -> Secret | None:
+    return Secret(text) if text else None
+
+
+class Command(CliffCommand):
+    """A command with a configuration, whose failures are one line.
+
+    :ivar status: exit status of a command that was carried out
+    :ivar may_make_database: whether SQLite may make a new file
+    """
+
+    status = 0
+    may_make_database = False
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """The options that every command has."""
+        parser = super().get_parser(prog_name)
+        add_config_option(parser, dest="config_file")
+        report_errors_on_one_line(parser)
+        return parser
+
+    def run(self, parsed_args: argparse.Namespace) -> int:
+        """Carry it out and give the exit status."""
+        files = [
+            *(getattr(self.app.options, "global_config_file", None) or ()),
+            *(parsed_args.config_file or ()),
+        ]
+        try:
+            self.configuration = Configuration(
+                files, may_make_database=self.may_make_database
+            )
+        except (Failed, ConfigurationError) as error:
+            complain(self.app.stderr, str(error))
+            return 1
+        try:
+            problem = self._try(parsed_args)
+            if problem is None:
+                return self.status
+            complain(self.app.stderr, problem)
+            return 1
+        finally:
+            self.configuration.close()
+
+    def _try(self, parsed_args: argparse.Namespace) -> str | None:
+        """Carry it out, or say why that is not possible."""
+        try:
+            super().run(parsed_args)
+        except BrokenPipeError:
+            raise
+        except (Failed, CellMWError) as error:
+            return str(error)
+        except (db_exception.DBError, sa.exc.SQLAlchemyError) as error:
+            return self.about_database(error)
+        except Exception as error:
+            return f"unexpected {redaction.describe(error)}"
+        return None
+
+    def about_database(self, error: Exception) -> str:
+        """What to say when the database could not be used."""
+        if isinstance(error, db_exception.DBConnectionError):
+            return f"the API database cannot be reached: {_cause(error)}"
+        try:
+            there = sa.inspect(self.configuration.engine).has_table(
+                "cell_mappings"
+            )
+        except Exception:
+            there = True
+        if not there:
+            return (
+                "the API database has no table cell_mappings; make it with "
+                "nova-manage api_db sync, or with cellmw-manage db sync"
+            )
+        return f"the API database refuses: {_cause(error)}"
+
+
+def _cause(error: Exception) -> str:
+    """What the driver says, in its first line.
+
+    What follows on PostgreSQL quotes the statement and the row.
+    """
+    inner = getattr(error, "inner_exception", None) or error
+    original = getattr(inner, "orig", None) or inner
+    lines = str(original).splitlines()
+    text = lines[0] if lines else ""
+    return redaction.one_line(
+        redaction.scrub(f"{type(original).__name__}: {text}")
+    )
+
+
+class ListCommand(Command, Lister):
+    """A command that prints rows."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """The options; on a terminal a table is as wide as that."""
+        parser = super().get_parser(prog_name)
+        parser.set_defaults(fit_width=True)
+        return parser
+
+
+class ShowCommand(Command, ShowOne):
+    """A command that prints one thing, field by field."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """The options; on a terminal a table is as wide as that."""
+        parser = super().get_parser(prog_name)
+        parser.set_defaults(fit_width=True)
+        return parser
+
+
+def columns(fields: Iterable[tuple[str, Any]]) -> tuple[Any, Any]:
+    """Names and values as cliff wants them."""
+    names, values = zip(*fields, strict=True)
+    return names, values

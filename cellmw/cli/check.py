@@ -1,0 +1,189 @@
+# Licensed under the Apache License, Version 2.0; see the file LICENSE.
+"""``cellmw-manage cell check``: can the brokers be reached?
+
+Each is tried in a thread of its own, for a connection attempt may never come
+back, whatever limits it was given.  Such a thread is left behind; it ends
+with the program.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import oslo_messaging
+
+from cellmw import exceptions, redaction
+from cellmw.cells.mapping import Cell, CellMapping, Generation
+from cellmw.cli import base, cells
+from cellmw.transports import oslo
+from cellmw.workers import Job, Workers
+
+# Brokers tried at once.
+_AT_ONCE = 32
+
+_UNREACHABLE = "unreachable"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Finding:
+    """What trying one cell has shown.
+
+    :ivar good: False: messages for it would fail
+    """
+
+    state: str
+    detail: str
+    good: bool
+
+
+class CellCheck(base.ListCommand):
+    """Try to reach the message broker of each cell.
+
+    Connects as a request would, and sends nothing. The exit status is 0 only
+    if each broker could be reached; cells that have no queue do not count.
+    """
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """The options of this command."""
+        parser = super().get_parser(prog_name)
+        parser.add_argument(
+            "cells",
+            metavar="CELL",
+            nargs="*",
+            type=base.uuid_argument,
+            help="UUID of a cell to try. Default: all.",
+        )
+        parser.add_argument(
+            "--timeout",
+            metavar="SECONDS",
+            type=base.positive_seconds,
+            default=10.0,
+            help="Longest to wait for one broker, in seconds. Default: 10. "
+            f"{_AT_ONCE} are tried at once.",
+        )
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> Any:
+        """Give a row for each cell."""
+        configuration = self.configuration
+        chosen = self._chosen(parsed_args.cells)
+        attempts = _Attempts(configuration, parsed_args.timeout)
+        rows = []
+        for cell, finding, seconds in attempts.run(chosen):
+            if not finding.good:
+                self.status = 1
+            rows.append(
+                [
+                    cell.uuid,
+                    cell.name,
+                    cells.shown(cell.transport_url),
+                    finding.state,
+                    finding.detail,
+                    None if seconds is None else round(seconds, 3),
+                ]
+            )
+        names = ["uuid", "name", "transport_url", "state", "detail", "seconds"]
+        return names, rows
+
+    def _chosen(self, wanted: Sequence[str]) -> list[CellMapping]:
+        known = {cell.uuid: cell for cell in self.configuration.cells()}
+        for uuid in wanted:
+            if uuid not in known:
+                raise base.Failed(f"there is no cell {uuid}")
+        return [known[uuid] for uuid in wanted or known]
+
+
+class _Attempts:
+    def __init__(
+        self, configuration: base.Configuration, timeout: float
+    ) -> None:
+        self._expand = configuration.expand
+        self._transports = oslo.OsloTransports(configuration.conf, ())
+        self._timeout = timeout
+        self._workers = Workers(name="cellmw-check")
+
+    def run(
+        self, chosen: Sequence[CellMapping]
+    ) -> Iterator[tuple[CellMapping, Finding, float | None]]:
+        """Try them, and give what was found in the same order."""
+        waiting = collections.deque(chosen)
+        while waiting:
+            batch = [
+                (cell, self._start(self._expand(cell)))
+                for cell in (
+                    waiting.popleft()
+                    for _ in range(min(_AT_ONCE, len(waiting)))
+                )
+            ]
+            deadline = time.monotonic() + self._timeout
+            for cell, attempt in batch:
+                if isinstance(attempt, Finding):
+                    yield cell, attempt, None
+                    continue
+                left = deadline - time.monotonic()
+                if not attempt.wait(left):
+                    yield cell, self._timed_out(), self._timeout
+                elif attempt.error is not None:
+                    detail = redaction.describe(attempt.error)
+                    yield cell, Finding(_UNREACHABLE, detail, good=False), None
+                else:
+                    yield (cell, *attempt.result)
+        self._workers.close()
+
+    def _start(self, cell: Cell) -> Job | Finding:
+        if cell.generation is not None:
+            return self._workers.submit(self._try, cell.generation)
+        assert cell.refusal is not None
+        error, reason = cell.refusal
+        if error is exceptions.CellHasNoQueue:
+            return Finding("no queue", "nothing is sent to it", good=True)
+        return Finding("misconfigured", reason, good=False)
+
+    def _timed_out(self) -> Finding:
+        return Finding(
+            _UNREACHABLE, f"no answer within {self._timeout:g} s", good=False
+        )
+
+    def _try(self, generation: Generation) -> tuple[Finding, float]:
+        start = time.monotonic()
+        try:
+            transport = self._transports.open(generation, True)
+        except exceptions.CellMisconfigured as error:
+            return Finding("misconfigured", error.cause, good=False), 0.0
+        finding = _connect(transport)
+        seconds = time.monotonic() - start
+        # Closing may hang where connecting did not.
+        self._workers.submit(transport.cleanup)
+        return finding, seconds
+
+
+class _Connected(Exception):
+    """The driver has a connection, and was about to write."""
+
+
+def _connected() -> None:
+    raise _Connected
+
+
+def _connect(transport: oslo_messaging.RPCTransport) -> Finding:
+    if not oslo.announces(transport):
+        return Finding(
+            "not tried",
+            "its driver connects only to send a message",
+            good=False,
+        )
+    target = oslo.AnnouncingTarget(
+        oslo_messaging.Target(topic="cellmw-manage"), _connected
+    )
+    try:
+        transport._send(target, {}, {"method": "check", "args": {}}, retry=0)
+    except _Connected:
+        return Finding("reachable", "", good=True)
+    except Exception as error:
+        return Finding(_UNREACHABLE, redaction.describe(error), good=False)
+    return Finding("reachable", "", good=True)

@@ -1,0 +1,257 @@
+# Licensed under the Apache License, Version 2.0; see the file LICENSE.
+"""``cellmw-manage route``: what a request for a URL would get, and why.
+
+It goes the way that a request goes, with the same code for each step, but
+asks the database itself: what a running process remembers is known to that
+process alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import Any
+from urllib import parse
+
+import sqlalchemy as sa
+from oslo_db import exception as db_exception
+
+from cellmw import exceptions, instance_path
+from cellmw.cells import urls
+from cellmw.cells.directory import SAFE_METHODS
+from cellmw.cells.mapping import CellMapping
+from cellmw.cli import base, cells
+
+_Step = tuple[str, str, str]
+
+
+class Route(base.ListCommand):
+    """Explain what a request for a URL would get, and why.
+
+    Nothing is sent. The steps are those of a request whose identity is
+    confirmed; options that stand in the filter's paste section are not seen.
+    """
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """The options of this command."""
+        parser = super().get_parser(prog_name)
+        parser.add_argument(
+            "url",
+            metavar="URL",
+            help="URL of a request, or its path.",
+        )
+        parser.add_argument(
+            "--method",
+            type=_method,
+            default="GET",
+            help="Method of the request. Default: GET.",
+        )
+        parser.add_argument(
+            "--script-name",
+            metavar="PREFIX",
+            default="",
+            help="Beginning of the path that belongs to SCRIPT_NAME, as "
+            "/compute where the service is mounted there. What urlmap takes "
+            "away, /v2.1 say, needs not be given.",
+        )
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> Any:
+        """Give the steps."""
+        path = _path(parsed_args.url, parsed_args.script_name)
+        explanation = _Explanation(self.configuration, parsed_args.method)
+        rows = list(explanation.steps(path))
+        if explanation.failure is not None:
+            self.status = 1
+            base.complain(
+                self.app.stderr, self.about_database(explanation.failure)
+            )
+        return ("step", "found", "meaning"), rows
+
+
+def _method(text: str) -> str:
+    if not text.isascii() or not text.isalpha():
+        raise argparse.ArgumentTypeError("it is not a method")
+    return text.upper()
+
+
+def _path(url: str, script_name: str) -> str:
+    """PATH_INFO of a request for this URL."""
+    try:
+        parts = parse.urlsplit(url)
+    except ValueError:
+        raise base.Failed("this is not a URL") from None
+    if parts.scheme not in ("", "http", "https") or not parts.path.startswith(
+        "/"
+    ):
+        raise base.Failed(
+            "this is neither an http URL with a path, nor a path"
+        )
+    # A server decodes it once (PEP 3333), byte by byte.
+    path = parse.unquote(parts.path, "latin-1")
+    prefix = script_name.rstrip("/")
+    if not f"{path}/".startswith(f"{prefix}/"):
+        raise base.Failed("the path does not begin with --script-name")
+    return path[len(prefix) :]
+
+
+class _Explanation:
+    """The steps of one request.
+
+    :ivar failure: why the database could not be asked
+    """
+
+    def __init__(self, configuration: base.Configuration, method: str) -> None:
+        self._configuration = configuration
+        self._settings = configuration.settings
+        self._method = method
+        self.failure: Exception | None = None
+
+    def steps(self, path: str) -> Iterator[_Step]:
+        """Go through them."""
+        uuid, pattern = self._match(path)
+        if uuid is None:
+            yield ("path", path, "none of instance_path_patterns matches it")
+            yield (
+                "request",
+                "untouched",
+                "the database is not asked; a context that is there stays as "
+                "it is, and one made here has mq_connection None",
+            )
+            return
+        yield ("path", path, f"instance_path_patterns, line {pattern}")
+        yield ("instance", uuid, "its mapping is looked up")
+        try:
+            known = self._configuration.cells()
+            cell_id = self._configuration.store.cell_id_of(uuid)
+        except (db_exception.DBError, sa.exc.SQLAlchemyError) as error:
+            self.failure = error
+        if self.failure is not None:
+            yield self._lookup_failed()
+            return
+        cells_by_id = {cell.id: cell for cell in known}
+        yield from self._mapped(uuid, cell_id, cells_by_id)
+        yield self._memory()
+
+    def _match(self, path: str) -> tuple[str | None, int]:
+        patterns = self._settings.instance_path_patterns
+        uuid = instance_path.finder(patterns)(path)
+        for line, pattern in enumerate(patterns, 1):
+            if uuid and instance_path.finder([pattern])(path) == uuid:
+                return uuid, line
+        return uuid, 0
+
+    def _lookup_failed(self) -> _Step:
+        outcome = (
+            "503, unless the process remembers the instance"
+            if self._settings.on_lookup_failure == "fail"
+            else "mq_connection refuses to send, unless the process "
+            "remembers the instance"
+        )
+        return (
+            "mapping",
+            "the API database cannot be asked",
+            f"{outcome} (on_lookup_failure = "
+            f"{self._settings.on_lookup_failure})",
+        )
+
+    def _mapped(
+        self,
+        uuid: str,
+        cell_id: int | None,
+        cells_by_id: dict[int | None, CellMapping],
+    ) -> Iterator[_Step]:
+        if cell_id is None:
+            found = self._configuration.changes.instance(uuid)
+            what = "there is none" if found is None else "it has no cell yet"
+            yield ("mapping", what, "nothing is remembered of it")
+            yield (
+                "request",
+                "mq_connection None, cell_uuid None",
+                "messages go to the default transport",
+            )
+            return
+        cell = cells_by_id.get(cell_id)
+        if cell is None:
+            yield (
+                "mapping",
+                f"cell id {cell_id}",
+                "there is no such cell; mq_connection refuses to send "
+                "(CellNotFound)",
+            )
+            return
+        queued = self._configuration.changes.instance(uuid)
+        note = (
+            "; the instance is queued for delete, which changes nothing here"
+            if queued is not None and queued.queued_for_delete
+            else ""
+        )
+        yield ("mapping", f"cell id {cell_id}", f"cell {cell.uuid}{note}")
+        yield from self._cell(cell)
+
+    def _cell(self, cell: CellMapping) -> Iterator[_Step]:
+        note = (
+            "disabled: nothing is scheduled to it, but messages are sent"
+            if cell.disabled
+            else "enabled"
+        )
+        name = f" ({cell.name})" if cell.name else ""
+        yield ("cell", f"{cell.uuid}{name}", note)
+        expanded = self._configuration.expand(cell)
+        written = cell.transport_url.reveal() if cell.transport_url else ""
+        yield (
+            "transport_url",
+            cells.shown(cell.transport_url) or "empty",
+            "a template over [DEFAULT] transport_url"
+            if urls.is_template(written)
+            else "no template",
+        )
+        if expanded.refusal is not None:
+            error, reason = expanded.refusal
+            because = (
+                "cell0 has no queue"
+                if error is exceptions.CellHasNoQueue
+                else reason
+            )
+            yield (
+                "request",
+                f"mq_connection refuses to send, cell_uuid {cell.uuid}",
+                f"{error.__name__}: {because}",
+            )
+            return
+        assert expanded.generation is not None
+        filled = expanded.generation.url
+        yield ("filled in", cells.shown(filled) or "", "what is connected to")
+        broker = urls.broker_of(filled.reveal())
+        yield ("driver", broker.driver, "oslo.messaging has it installed")
+        yield (
+            "request",
+            f"mq_connection for this cell, cell_uuid {cell.uuid}",
+            "its first message connects; "
+            "'cellmw-manage cell check' tries that",
+        )
+
+    def _memory(self) -> _Step:
+        settings = self._settings
+        ttl = settings.instance_cache_ttl
+        interval = settings.cell_refresh_interval
+        if not ttl:
+            found = "the instance: never (instance_cache_ttl = 0)"
+        elif (
+            settings.instance_cache_for == "safe"
+            and self._method not in SAFE_METHODS
+        ):
+            found = (
+                f"the instance: not for {self._method} "
+                "(instance_cache_for = safe)"
+            )
+        else:
+            found = f"the instance: for up to {ttl:g} s (instance_cache_ttl)"
+        return (
+            "memory",
+            f"{found}; the cell: read again after {interval:g} s "
+            "(cell_refresh_interval)",
+            "each running process remembers for itself, so one may still go "
+            "by what it has read before; while the database cannot be "
+            "reached, what is known of cells is used on",
+        )

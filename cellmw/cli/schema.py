@@ -1,0 +1,44 @@
+# Licensed under the Apache License, Version 2.0; see the file LICENSE.
+"""``cellmw-manage db ...``: the tables."""
+
+from __future__ import annotations
+
+import argparse
+
+from cellmw.cells import migrations
+from cellmw.cli import base
+
+
+class DbSync(base.Command):
+    """Make or upgrade the tables of the API database.
+
+    A database whose tables Nova manages, or somebody else, is left alone.
+    """
+
+    may_make_database = True
+
+    def take_action(self, parsed_args: argparse.Namespace) -> None:
+        """Do it, and say what was done."""
+        outcome = migrations.sync(self.configuration.engine)
+        self.app.stdout.write(f"{_describe(outcome)}\n")
+
+
+def _describe(outcome: migrations.Outcome) -> str:
+    if outcome.managed_by == "Nova":
+        return (
+            "Nova manages the tables of this database; nothing was changed. "
+            "nova-manage api_db sync upgrades them."
+        )
+    if outcome.managed_by is not None:
+        return (
+            f"{outcome.managed_by.capitalize()} manages the tables of this "
+            "database, which are as they have to be; nothing was changed."
+        )
+    if outcome.before == outcome.after:
+        return f"The tables are up to date (revision {outcome.after})."
+    if outcome.before is None:
+        return f"The tables were made (revision {outcome.after})."
+    return (
+        f"The tables were upgraded from revision {outcome.before} to "
+        f"{outcome.after}."
+    )
