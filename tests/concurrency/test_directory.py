@@ -163,16 +163,25 @@ def test_those_who_wait_for_one_answer_get_it_all(
     assert database.count(INSTANCE) == 1
 
 
-def test_a_thousand_unsafe_misses_at_once_are_two_questions(
-    database: Database, workers: Workers
+@pytest.mark.parametrize(
+    "count,settings",
+    [
+        (1000, {}),
+        (50, {"instance_cache_for": "all", "instance_cache_ttl": 0}),
+    ],
+)
+def test_many_unsafe_misses_at_once_are_two_questions(
+    database: Database, workers: Workers, count: int, settings: dict[str, Any]
 ) -> None:
-    directory = make(database, workers=workers, lookup_timeout=PATIENCE)
+    directory = make(
+        database, workers=workers, lookup_timeout=PATIENCE, **settings
+    )
     directory.refresh()
     database.before = gate = Gate(INSTANCE)
     first = Crowd(1, lambda number: directory.find(INSTANCE, "POST"))
     assert gate.reached.wait(PATIENCE)
-    crowd = Crowd(1000, lambda number: directory.find(INSTANCE, "POST"))
-    until(lambda: waiters(directory, INSTANCE) == 1001)
+    crowd = Crowd(count, lambda number: directory.find(INSTANCE, "POST"))
+    until(lambda: waiters(directory, INSTANCE) == count + 1)
     gate.open()
     assert {number_of(cell) for cell in first.join() + crowd.join()} == {1}
     assert database.count(INSTANCE) == 2

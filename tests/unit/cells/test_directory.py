@@ -6,13 +6,13 @@ from __future__ import annotations
 import gc
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 
 from cellmw import exceptions
-from cellmw.cells.directory import Directory
+from cellmw.cells.directory import _CELLS, Directory
 from cellmw.cells.mapping import CELL0_UUID, Cell
 from cellmw.cells.questions import Question
 from tests.directories import (
@@ -470,14 +470,13 @@ def test_all_that_is_read_is_handed_on(
     database: Database, clock: Clock
 ) -> None:
     seen: list[list[str]] = []
+    locked: list[bool] = []
 
     def on_refresh(cells: Mapping[str, Cell]) -> None:
         seen.append([f"{uuid}={cell.uuid}" for uuid, cell in cells.items()])
-        # It may use the directory, for no lock is held.
-        assert cell_of(ours.find(INSTANCE)) == cell_uuid(1)
-        ours.forget(INSTANCE)
-        ours.stats()
-        assert not ours._installing.locked()
+        locked.append(ours._installing.locked())
+        locked.append(ours._questions._lock.locked())
+        locked.append(ours._instances._lock.locked())
 
     ours = make(database, clock=clock, on_refresh=on_refresh)
     ours.refresh()
@@ -489,6 +488,21 @@ def test_all_that_is_read_is_handed_on(
     ours.refresh()
     one, two = (f"{cell_uuid(n)}={cell_uuid(n)}" for n in (1, 2))
     assert seen == [[one, two], [one]]
+    assert not any(locked)
+
+
+def test_who_is_handed_cells_may_use_the_directory(
+    database: Database, clock: Clock
+) -> None:
+    found: list[str] = []
+
+    def on_refresh(cells: Mapping[str, Cell]) -> None:
+        found.append(cell_of(ours.find(INSTANCE)))
+        found.append(ours.cell(cell_uuid(2)).uuid)
+
+    ours = make(database, clock=clock, on_refresh=on_refresh)
+    ours.refresh()
+    assert found == [cell_uuid(1), cell_uuid(2)]
 
 
 def test_who_is_handed_cells_and_fails_harms_no_request(
@@ -807,6 +821,117 @@ def test_a_clock_set_back_while_the_database_is_away(
     database.error = None
     clock.now += 1.0
     assert cell_of(directory.find(INSTANCE)) == cell_uuid(1)
+
+
+# What happens in another thread between two steps of this one.
+
+
+class Meanwhile(Clock):
+    """Does something when a function looks at the clock; once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._function = ""
+        self._action: Callable[[], object] = list
+
+    def when(self, function: str, action: Callable[[], object]) -> None:
+        self._function, self._action = function, action
+
+    def __call__(self) -> float:
+        now = self.now
+        if sys._getframe(1).f_code.co_name == self._function:
+            self._function = ""
+            self._action()
+        return now
+
+
+def test_what_was_learned_since_we_looked_is_not_asked_for_again(
+    database: Database,
+) -> None:
+    clock = Meanwhile()
+    directory = make(database, clock=clock)
+    directory.refresh()
+    clock.when("ask", lambda: directory.find(INSTANCE))
+    assert cell_of(directory.find(INSTANCE)) == cell_uuid(1)
+    assert database.count(INSTANCE) == 1
+    stats = directory.stats()
+    assert (stats.hits, stats.misses) == (1, 1)
+
+
+def test_what_was_learned_since_we_came_is_asked_for_again_if_unsafe(
+    database: Database,
+) -> None:
+    clock = Meanwhile()
+    directory = make(database, clock=clock)
+    directory.refresh()
+    clock.when("ask", lambda: directory.find(INSTANCE))
+    directory.find(INSTANCE, "POST")
+    assert database.count(INSTANCE) == 2
+
+
+def test_a_snapshot_that_was_read_since_we_looked_is_not_read_again(
+    database: Database,
+) -> None:
+    clock = Meanwhile()
+    directory = make(database, clock=clock)
+    clock.when("ask", lambda: directory.cell(cell_uuid(1)))
+    directory.cell(cell_uuid(2))
+    assert database.count("cells") == 1
+
+
+def test_a_snapshot_that_is_younger_than_our_time_is_no_jump(
+    database: Database,
+) -> None:
+    clock = Meanwhile()
+    directory = make(database, clock=clock)
+
+    def refresh() -> None:
+        clock.now += 0.1
+        directory.refresh()
+
+    directory.find(INSTANCE)
+    clock.now += 10.0
+    clock.when("_age", refresh)
+    directory.find(INSTANCE)
+    assert database.count("cells") == 2
+
+
+@pytest.mark.parametrize("function", ["find", "cell"])
+def test_a_refresh_after_our_time_was_read_costs_nothing(
+    database: Database, function: str
+) -> None:
+    clock = Meanwhile()
+    directory = make(database, clock=clock)
+
+    def refresh() -> None:
+        clock.now += 0.1
+        directory.refresh()
+
+    directory.find(INSTANCE)
+    clock.when(function, refresh)
+    directory.find(INSTANCE)
+    directory.cell(cell_uuid(1))
+    assert database.asked == ["cells", INSTANCE, "cells"]
+
+
+def test_an_answer_that_comes_while_it_is_forgotten_is_not_remembered(
+    database: Database, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def outdate(key: str) -> None:
+        # Between the two steps of forget(), or before them.
+        workers.do_all()
+        real_outdate(key)
+
+    workers = Held()
+    directory = make(database, clock=clock, workers=workers)
+    real_outdate = directory._questions.outdate
+    directory._questions.ask(_CELLS, directory._read_cells)
+    workers.do_all()
+    directory._questions.ask(INSTANCE, directory._read_instance)
+    monkeypatch.setattr(directory._questions, "outdate", outdate)
+    directory.forget(INSTANCE)
+    assert database.count(INSTANCE) == 1
+    assert directory.remembered_for(INSTANCE) is None
 
 
 # The end.
