@@ -81,8 +81,7 @@ def clean(record: logging.LogRecord) -> None:
         if not _is_plain(record, ours):
             _clean_message(record, _scrub_line if ours else scrub)
         _clean_exception(record)
-        if record.stack_info:
-            record.stack_info = scrub(record.stack_info)
+        _clean_stack(record)
     except Exception as error:
         _withhold(record, error)
 
@@ -244,6 +243,11 @@ def _clean_exception(record: logging.LogRecord) -> None:
         _guard_summary()
     if record.exc_text:
         record.exc_text = scrub(record.exc_text)
+
+
+def _clean_stack(record: logging.LogRecord) -> None:
+    if record.stack_info:
+        record.stack_info = scrub(record.stack_info)
 
 
 def _guard_summary() -> None:

@@ -24,6 +24,8 @@ MIN_LENGTH = 8
 _percent = re.compile(r"%[0-9A-F]{2}")
 # Nothing encodes or escapes these (RFC 3986, 2.3).
 _always_same = re.compile(r"[A-Za-z0-9_.\-]+")
+# No literal and no markup escapes these.
+_never_escaped = re.compile(r"[\w .,:;!?@#$%*+=~^|/()\[\]{}\-]*", re.ASCII)
 # Percent encoding with what oslo.messaging and kombu, urllib, SQLAlchemy,
 # browsers and RFC 3986 (3.2.1) leave as it is.
 _SAFE = ("", "/", " +", "!'()*", "!$&'()*+,;=:")
@@ -94,6 +96,8 @@ def _lower(found: re.Match[str]) -> str:
 
 def escaped(value: str) -> set[str]:
     """As it stands in a literal, JSON or markup, and in a literal of that."""
+    if _never_escaped.fullmatch(value):
+        return {value}
     once = {value, html.escape(value), html.escape(value, quote=False)}
     once.add(value.encode("ascii", "xmlcharrefreplace").decode())
     once.update(_as_literals(value))
