@@ -45,6 +45,9 @@ def filter_factory(
         if (value := paste.pop(name, (global_conf or {}).get(name)))
     }
     if oslo_config_config is None:
+        # Paste gives strings only, which are refused below.
+        oslo_config_config = (global_conf or {}).get("oslo_config_config")
+    if oslo_config_config is None:
         conf, identity = _read(source)
     elif isinstance(oslo_config_config, cfg.ConfigOpts):
         conf, identity = oslo_config_config, ("object", id(oslo_config_config))
@@ -74,7 +77,7 @@ def filter_factory(
 
 def _refuse_eventlet() -> None:
     patcher = sys.modules.get("eventlet.patcher")
-    if patcher is not None and patcher.is_monkey_patched("thread"):
+    if patcher is not None and patcher.already_patched:
         raise ConfigurationError(
             "cellmw: eventlet has monkey patched this process; this filter "
             "needs native threads. Serve the API with a threading WSGI "

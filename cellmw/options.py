@@ -16,7 +16,7 @@ from typing import Any
 
 from oslo_config import cfg, types
 
-from cellmw import instance_path
+from cellmw import instance_path, redaction
 from cellmw.exceptions import ConfigurationError
 
 GROUP = "cellmw"
@@ -306,10 +306,16 @@ def load(conf: cfg.ConfigOpts, paste: Mapping[str, str]) -> Settings:
     return Settings(**values)
 
 
+# What oslo.config's numbers make None of.
+_EMPTY = " (it is empty)"
+
+
 def _from_paste(opt: cfg.Opt, text: Any) -> Any:
-    problem = None
+    problem = _EMPTY
     try:
-        return opt.type(text)
+        value = opt.type(text)
+        if value is not None:
+            return value
     except (ValueError, TypeError) as error:
         problem = _reason(opt, error)
     raise ConfigurationError(
@@ -319,9 +325,11 @@ def _from_paste(opt: cfg.Opt, text: Any) -> Any:
 
 
 def _from_conf(conf: cfg.ConfigOpts, opt: cfg.Opt) -> Any:
-    problem = None
+    problem = _EMPTY
     try:
-        return conf[GROUP][opt.name]
+        value = conf[GROUP][opt.name]
+        if value is not None:
+            return value
     except (cfg.Error, ValueError, TypeError) as error:
         problem = _reason(opt, error)
     raise ConfigurationError(
@@ -368,7 +376,9 @@ def accepted(opt: cfg.Opt) -> str:
 def _unknown(name: str) -> str:
     known = [*_BY_NAME, *PASTE_SOURCE_OPTIONS, PASTE_DATABASE_OPTION]
     near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+    # A connection string that stands on a line of its own looks like one.
+    shown = redaction.one_line(redaction.scrub(name))
     return (
-        f"cellmw: unknown paste option {name!r}; the nearest known one is "
+        f"cellmw: unknown paste option {shown!r}; the nearest known one is "
         f"{near} (known: {', '.join(sorted(known))})"
     )
