@@ -8,10 +8,15 @@ Each class owns what it opens and is closed by the fixture that makes it, see
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 import uuid as uuids
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import futurist._thread
@@ -301,3 +306,27 @@ def environ_of(
 def target(**options: Any) -> oslo_messaging.Target:
     """What a client of the hosts asks for."""
     return oslo_messaging.Target(topic=TOPIC, **options)
+
+
+def app_factory(global_conf: Mapping[str, str], **local_conf: str) -> Api:
+    """For ``paste.app_factory``."""
+    return Api(**local_conf)
+
+
+def run_python(
+    code: str, *args: str, env: Mapping[str, str] | None = None
+) -> str:
+    """Run code in a process of its own; gives what it prints."""
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code), *args],
+        env={**os.environ, "PYTHONPATH": str(root), **(env or {})},
+        cwd=root,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
