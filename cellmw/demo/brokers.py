@@ -26,6 +26,7 @@ from cellmw.demo.threads import at_once
 
 _MANAGEMENT_PORT = 15672
 _TIMEOUT = 60.0
+_EVERYTHING = {"configure": ".*", "write": ".*", "read": ".*"}
 
 
 class Brokers(Protocol):
@@ -105,7 +106,7 @@ class RabbitMQ:
             # Known from before, so that what is interrupted is removed too.
             self._delete = delete
             try:
-                at_once(create, self._vhosts)
+                create(self._vhosts)
             except (DemoError, OSError, http.client.HTTPException) as error:
                 problems.append(redaction.scrub(f"{error}"))
                 continue
@@ -140,14 +141,20 @@ class RabbitMQ:
 
     # rabbitmqctl
 
-    def _create_by_command(self, vhost: str) -> None:
-        self._run("add_vhost", vhost)
-        self._run("set_permissions", "-p", vhost, self._user, *[".*"] * 3)
+    def _create_by_command(self, vhosts: list[str]) -> None:
+        # All in one call, for each starts an Erlang machine.
+        permissions = [
+            {"vhost": vhost, "user": self._user, **_EVERYTHING}
+            for vhost in vhosts
+        ]
+        named = [{"name": vhost} for vhost in vhosts]
+        definitions = {"vhosts": named, "permissions": permissions}
+        self._run("import_definitions", given=json.dumps(definitions))
 
     def _delete_by_command(self, vhost: str) -> None:
         self._run("delete_vhost", vhost)
 
-    def _run(self, *arguments: str) -> None:
+    def _run(self, *arguments: str, given: str = "") -> None:
         command = shlex.split(self._command or "rabbitmqctl")
         if self._command is None and not _is_here(self._host):
             raise DemoError("rabbitmqctl is for a broker on this machine")
@@ -155,7 +162,7 @@ class RabbitMQ:
             raise DemoError(f"there is no command {command[0]}")
         done = subprocess.run(  # noqa: S603  # the user's own command
             [*command, "-q", *arguments],
-            stdin=subprocess.DEVNULL,
+            input=given,
             capture_output=True,
             text=True,
             timeout=_TIMEOUT,
@@ -172,13 +179,12 @@ class RabbitMQ:
 
     # The management plugin's HTTP API
 
-    def _create_by_api(self, vhost: str) -> None:
-        self._ask("PUT", f"/api/vhosts/{_quote(vhost)}", {})
-        self._ask(
-            "PUT",
-            f"/api/permissions/{_quote(vhost)}/{_quote(self._user)}",
-            {"configure": ".*", "write": ".*", "read": ".*"},
-        )
+    def _create_by_api(self, vhosts: list[str]) -> None:
+        user = _quote(self._user)
+        for vhost in map(_quote, vhosts):
+            self._ask("PUT", f"/api/vhosts/{vhost}", {})
+            path = f"/api/permissions/{vhost}/{user}"
+            self._ask("PUT", path, _EVERYTHING)
 
     def _delete_by_api(self, vhost: str) -> None:
         self._ask("DELETE", f"/api/vhosts/{_quote(vhost)}", None)

@@ -79,14 +79,14 @@ class Site:
 
 
 def paste_file() -> Path:
-    """The sample paste file, as it was installed or as it stands here."""
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        for file in importlib.metadata.files("cellmw") or ():
-            if file.name == _SAMPLE:
-                return Path(str(file.locate())).resolve()
+    """The sample paste file: the checkout's, or the one installed."""
+    # First, for a copy that an editable install has made grows old.
     here = Path(cellmw.__file__).parents[1] / "etc" / _SAMPLE
     if here.is_file():
         return here
+    for file in importlib.metadata.files("cellmw") or ():
+        if file.name == _SAMPLE:
+            return Path(str(file.locate())).resolve()
     raise DemoError(f"{_SAMPLE} is missing from this installation")
 
 
