@@ -55,9 +55,8 @@ _PROBE_WAIT = 0.25
 # than this lies between them, in seconds, whatever has succeeded meanwhile.
 _QUIET = 1.0
 
-# UUIDs that have no cell are not asked for again before the next refresh;
-# this many are kept at most.
-_MOST_UNKNOWN = 1000
+# Cells that were looked for and are not there; this many are kept at most.
+_MOST_MISSING = 1000
 
 _NEVER = -math.inf
 _CELLS = object()
@@ -141,6 +140,10 @@ class Directory:
         self._expand = expand
         self._timeout = lookup_timeout
         self._interval = cell_refresh_interval
+        # For how long an outage is, after somebody has seen to it.
+        self._taken_for_granted = (
+            max(cell_refresh_interval, _PROBE_EVERY) + lookup_timeout
+        )
         # Where nothing is remembered, no answer is shared for being recent.
         self._for_all = instance_cache_for == "all" and instance_cache_ttl > 0
         self._on_refresh = on_refresh
@@ -165,7 +168,7 @@ class Directory:
         self._by_uuid: dict[str, Cell] = {}
         self._by_id: dict[int | None, int] = {}
         self._gone: dict[int | None, Cell] = {}
-        self._unknown: set[str] = set()
+        self._missing: dict[int | str, float] = {}
         self._read_at = _NEVER
         self._fresh_until = _NEVER
         # Entries of instances above this hold until then at least.
@@ -236,11 +239,11 @@ class Directory:
         deadline = self._deadline(timeout)
         self._be_current(deadline)
         cell = self._by_uuid.get(cell_uuid)
-        if cell is None and cell_uuid not in self._unknown:
+        if cell is None and not self._is_missing(cell_uuid):
             self._read_now(deadline)
             cell = self._by_uuid.get(cell_uuid)
-            if cell is None and len(self._unknown) < _MOST_UNKNOWN:
-                self._unknown.add(cell_uuid)
+            if cell is None:
+                self._note_missing(cell_uuid)
         if cell is None:
             raise exceptions.CellNotFound(
                 cell_uuid=cell_uuid, retry_after=self.refresh_due_in()
@@ -337,14 +340,27 @@ class Directory:
         return None if entry is None else self._slots[entry[0]]
 
     def _cell_with_id(self, cell_id: int, deadline: Deadline) -> Cell:
-        cell = self._known(cell_id)
-        if cell is None and cell_id not in self._gone:
+        cell = self._known(cell_id) or self._gone.get(cell_id)
+        if cell is None and not self._is_missing(cell_id):
             self._read_now(deadline)
             cell = self._known(cell_id)
+            if cell is None:
+                self._note_missing(cell_id)
         if cell is None:
             cause = f"the instance's mapping names the cell with id {cell_id}"
-            cell = self._gone.setdefault(cell_id, _refusing("", None, cause))
+            cell = _refusing("", None, cause)
         return cell
+
+    def _is_missing(self, key: int | str) -> bool:
+        """Whether it was looked for, in vain, since a refresh was due."""
+        looked_at = self._missing.get(key, _NEVER)
+        return 0 <= self._clock() - looked_at < self._interval
+
+    def _note_missing(self, key: int | str) -> None:
+        # Only after looking: who comes meanwhile looks as well.
+        if len(self._missing) >= _MOST_MISSING:
+            self._missing = {}
+        self._missing[key] = self._clock()
 
     def _known(self, cell_id: int) -> Cell | None:
         index = self._by_id.get(cell_id)
@@ -371,7 +387,7 @@ class Directory:
         outage = self._cells_outage
         known = self._installed > 0
         wait = math.inf
-        if known and outage.holds(self._interval + self._timeout):
+        if known and outage.holds(self._taken_for_granted):
             # One request now and then sees whether it still lasts, and does
             # not wait long for that.
             if not outage.may_probe(_PROBE_EVERY):
@@ -459,7 +475,7 @@ class Directory:
             gone = {
                 id_: cell
                 for id_, cell in self._gone.items()
-                if cell.uuid and id_ not in by_id
+                if id_ not in by_id
             }
             for id_, index in self._by_id.items():
                 left = self._slots[index]
@@ -475,7 +491,6 @@ class Directory:
             self._by_uuid = cells
             self._by_id = by_id
             self._gone = gone
-            self._unknown = set()
             assert question.asked_at is not None
             if question.asked_at < self._read_at:
                 # The clock was set back: no entry's time means anything.

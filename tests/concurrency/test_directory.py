@@ -13,11 +13,14 @@ from typing import Any
 import pytest
 
 from cellmw import exceptions
+from cellmw.cells.directory import _CELLS
 from cellmw.cells.mapping import Cell
+from cellmw.cells.questions import Question, Questions
 from cellmw.workers import Workers
 from tests.directories import (
     Clock,
     Database,
+    Held,
     cell_uuid,
     instance_uuid,
     make,
@@ -121,9 +124,8 @@ def waiters(directory: Any, key: object) -> int:
 
 def cells_key(directory: Any) -> object:
     """What the reading of the cells that is under way goes by."""
-    current = directory._questions._current
-    until(lambda: current)
-    return next(iter(current))
+    until(lambda: _CELLS in directory._questions._current)
+    return _CELLS
 
 
 def number_of(cell: Cell) -> int:
@@ -205,6 +207,38 @@ def test_one_failure_is_told_to_all_who_waited_and_to_nobody_else(
     assert directory.find(INSTANCE) is not None
 
 
+class SlowKey(str):
+    """Gives way to other threads whenever it is looked up."""
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:
+        threading.Event().wait(0.001)
+        return super().__hash__()
+
+
+def test_threads_that_ask_at_the_same_time_share_one_question() -> None:
+    workers = Held()
+    questions = Questions(
+        workers, concurrency=1, overdue_after=5.0, clock=Clock()
+    )
+
+    def ask(number: int) -> Question:
+        question, _ = questions.ask(SlowKey("key"), lambda question: None)
+        assert question is not None
+        return question
+
+    asked = Crowd(16, ask).join()
+    assert len(set(asked)) == 1
+    assert asked[0].waiters == 16
+    assert questions.load().out == 1
+    Crowd(16, lambda number: questions.leave(asked[0])).join()
+    assert asked[0].waiters == 0
+    workers.do_all()
+    assert questions.load().asked == 0
+    assert questions.load().out == 0
+
+
 # The snapshot.
 
 
@@ -270,6 +304,25 @@ def test_a_refresh_that_was_under_way_does_not_count_as_one_asked_for(
     late.join()
     assert url_of(directory.cell(cell_uuid(1))) == "rabbit://u:p@elsewhere/1"
     assert database.count("cells") == 2
+
+
+def test_a_new_cell_is_found_by_all_who_look_for_it_at_once(
+    database: Database, workers: Workers
+) -> None:
+    directory = make(database, workers=workers, lookup_timeout=PATIENCE)
+    directory.refresh()
+    database.put(2)
+    database.instances = {instance_uuid(n): 2 for n in range(20)}
+    database.before = gate = Gate("cells")
+    crowd = Crowd(20, lambda number: directory.find(instance_uuid(number)))
+    assert gate.reached.wait(PATIENCE)
+    key = cells_key(directory)
+    until(lambda: waiters(directory, key) == 20)
+    gate.open()
+    assert {url_of(cell) for cell in crowd.join()} == {
+        "rabbit://u:secret-2@host/2"
+    }
+    assert database.count("cells") <= 3
 
 
 # A database that does not answer.
@@ -360,6 +413,7 @@ def test_no_more_questions_are_out_than_allowed(
     crowd = Crowd(60, lambda number: directory.find(instance_uuid(number)))
     until(lambda: directory.stats().questions_waiting == 57)
     assert directory.stats().questions_out == 3
+    until(lambda: database.out == 3)
     gate.open()
     assert {number_of(cell) for cell in crowd.join()} == {1}
     assert database.most_out == 3

@@ -399,16 +399,18 @@ def test_a_cell_that_the_snapshot_lacks_refreshes_it_at_once(
 def test_a_cell_that_stays_unknown_does_not_refresh_for_each_request(
     directory: Directory, database: Database, clock: Clock
 ) -> None:
-    database.instances[INSTANCE] = 99
+    database.instances = {INSTANCE: 98, OTHER: 99}
     for _ in range(20):
-        cell = directory.find(INSTANCE)
-        assert cause_of(cell) is exceptions.CellNotFound
-    # The first reading of all, and one to see whether it is new.
-    assert database.count("cells") == 2
+        for instance in (INSTANCE, OTHER):
+            cell = directory.find(instance)
+            assert cause_of(cell) is exceptions.CellNotFound
+    # The first reading of all, and one for each to see whether it is new.
+    assert database.count("cells") == 3
     assert directory.stats().instances == 0
     clock.now += 10.0
     database.put(99)
-    assert cell_of(directory.find(INSTANCE)) == cell_uuid(99)
+    assert cell_of(directory.find(OTHER)) == cell_uuid(99)
+    assert cause_of(directory.find(INSTANCE)) is exceptions.CellNotFound
 
 
 def test_an_unknown_cell_and_no_database_is_a_failed_lookup(
@@ -439,11 +441,12 @@ def test_a_uuid_that_no_cell_has_is_an_error(
     directory: Directory, database: Database, clock: Clock
 ) -> None:
     for _ in range(20):
-        with pytest.raises(exceptions.CellNotFound) as caught:
-            directory.cell(cell_uuid(99))
+        for number in (98, 99):
+            with pytest.raises(exceptions.CellNotFound) as caught:
+                directory.cell(cell_uuid(number))
     assert caught.value.cell_uuid == cell_uuid(99)
     assert caught.value.retry_after == 10.0
-    assert database.count("cells") == 2
+    assert database.count("cells") == 3
     clock.now += 10.0
     database.put(99)
     assert directory.cell(cell_uuid(99)).uuid == cell_uuid(99)
@@ -455,7 +458,7 @@ def test_uuids_that_no_cell_has_do_not_fill_the_memory(
     for number in range(100, 1200):
         with pytest.raises(exceptions.CellNotFound):
             directory.cell(cell_uuid(number))
-    assert len(directory._unknown) <= 1000
+    assert len(directory._missing) <= 1000
 
 
 def test_asked_to_it_reads_the_cells_now(
