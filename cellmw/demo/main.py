@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import os
 import shlex
 import signal
 import sys
@@ -25,8 +26,8 @@ PROGRAM = "cellmw-demo"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``cellmw-demo``; gives its exit status.
 
-    0: it ran, and with ``--check`` all was right; 1: something was wrong; 2:
-    it could not run; 130: ``--check`` was interrupted.
+    0: it ran, and with ``--check`` all was right; 1: something was wrong, or
+    nobody read it; 2: it could not run; 130: ``--check`` was interrupted.
 
     :param argv: the arguments; None: those of the process
     """
@@ -53,6 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130 if arguments.check else 0
+    except BrokenPipeError:
+        # Whoever read this has gone; the interpreter's last flush must not
+        # complain of it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     finally:
         holds.drop()
 
