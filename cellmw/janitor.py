@@ -18,6 +18,8 @@ class Janitor:
 
     Thread-safe.  A chore that raises is logged and keeps none of the others
     from being done.
+
+    :ivar stopped: whether :meth:`stop` was called
     """
 
     def __init__(
@@ -25,7 +27,7 @@ class Janitor:
     ) -> None:
         self._chores = chores
         self._interval = interval
-        self._stopping = False
+        self.stopped = False
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         # Released to wake it.  Not an event, which has a lock of its own:
@@ -38,7 +40,7 @@ class Janitor:
         if self._thread is not None:
             return
         with self._lock:
-            if self._thread is None and not self._stopping:
+            if self._thread is None and not self.stopped:
                 thread = threading.Thread(
                     target=self._run, name="cellmw-janitor", daemon=True
                 )
@@ -49,7 +51,7 @@ class Janitor:
                 self._thread = thread
 
     def _run(self) -> None:
-        while not self._stopping:
+        while not self.stopped:
             self._asleep.acquire(timeout=self._interval)
             for chore in self._chores:
                 try:
@@ -68,7 +70,7 @@ class Janitor:
     def stop(self) -> None:
         """End the thread, for good.  Waits for it, five seconds at most."""
         with self._lock:
-            self._stopping = True
+            self.stopped = True
             thread = self._thread
         self.wake()
         if thread is not None and thread is not threading.current_thread():

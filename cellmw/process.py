@@ -8,6 +8,7 @@ ends them.  It never crosses a fork: a child makes its own.
 from __future__ import annotations
 
 import collections
+import contextlib
 import logging
 import os
 import threading
@@ -129,13 +130,19 @@ class Process:
         self.directory.refresh()
 
     def abandon(self, handle: Handle) -> None:
-        """Release a handle in another thread.  Takes no lock."""
+        """Release a handle in another thread.  Takes no lock.
+
+        After the shutdown in this one, for then hardly anybody has a lock.
+        """
         self._abandoned.append(handle)
         self._janitor.wake()
+        if self._janitor.stopped:
+            self._release_abandoned()
 
     def _release_abandoned(self) -> None:
-        while self._abandoned:
-            self._abandoned.popleft().release()
+        with contextlib.suppress(IndexError):
+            while True:
+                self._abandoned.popleft().release()
 
     def _current(self, cell: Cell) -> Cell:
         """What the cell is now; it may have changed since the request's

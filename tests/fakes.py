@@ -14,6 +14,7 @@ import dataclasses
 import logging
 import os
 import pickle
+import signal
 import threading
 import time
 import types
@@ -506,6 +507,9 @@ def in_child(function: Callable[[], _Result]) -> _Result:
         warnings.simplefilter("ignore", DeprecationWarning)
         pid = os.fork()
     if pid == 0:
+        # One that hangs ends, and its test fails.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(int(PATIENCE))
         status = 1
         outcome: tuple[bool, object]
         try:
