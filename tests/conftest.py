@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterator
 from urllib import parse
 
 import pytest
 
+from cellmw import runtime
 from tests import servers, threads
 from tests.proxy import Proxy
 
@@ -55,6 +57,31 @@ def _no_thread_left(request: pytest.FixtureRequest) -> Iterator[None]:
             f"the test has left threads behind:\n{threads.describe(left)}",
             pytrace=False,
         )
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_open(_no_thread_left: None) -> Iterator[None]:
+    """Every transport that a filter opened is closed once, none is leased.
+
+    Shuts down what the test has loaded, before threads are counted.
+    """
+    yield
+    problems = []
+    for known in runtime.registry():
+        process = known.current
+        if process is None or process.pid != os.getpid():
+            runtime.registry().discard(known)
+            continue
+        leased = known.close(timeout=5.0)
+        total = process.pool.stats().total
+        if leased:
+            problems.append(f"{leased} transports are still leased")
+        elif total.opened != total.closed and not process.closer.hanging:
+            problems.append(
+                f"{total.opened} transports opened, {total.closed} closed"
+            )
+    if problems:
+        pytest.fail("; ".join(problems), pytrace=False)
 
 
 @pytest.fixture(scope="session")
