@@ -47,7 +47,12 @@ class MemoryDriver(base.BaseDriver):
     """An oslo.messaging driver whose brokers live in this process.
 
     Behaves as the RabbitMQ driver, its weak points included.  Thread-safe.
+
+    :cvar reads_fanout_before_publishing: as that driver it has a connection
+        when it looks at a target's ``fanout``, and publishes next
     """
+
+    reads_fanout_before_publishing = True
 
     def __init__(
         self,
@@ -108,6 +113,7 @@ class MemoryDriver(base.BaseDriver):
         ttl: float | None,
         mandatory: bool,
     ) -> None:
+        self._client.connect(retry=retry)
         if target.fanout:
             self._client.send(f"{target.topic}_fanout", "", body, retry=retry)
             return

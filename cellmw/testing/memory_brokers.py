@@ -378,6 +378,22 @@ class Client:
         with broker._lock:
             broker._clients[self._number] = self
 
+    def connect(self, *, retry: int | None) -> None:
+        """Have a connection to send on, without sending anything yet.
+
+        :param retry: as oslo.messaging's; None tries without end
+        """
+        with self.broker._lock:
+            self._connect(retry)
+
+    def _connect(self, retry: int | None) -> None:
+        self._check_open()
+        if not self._sends:
+            self.broker._open_connection(self, retry)
+            # Another thread may have opened it while this one was held.
+            self.broker._connections_closed += self._sends
+            self._sends = True
+
     def send(
         self,
         exchange: str,
@@ -399,11 +415,7 @@ class Client:
         broker = self.broker
         failure = oslo_messaging.MessageDeliveryFailure
         with broker._lock:
-            if not self._sends:
-                broker._open_connection(self, retry)
-                # Another thread may have opened it while this one was held.
-                broker._connections_closed += self._sends
-                self._sends = True
+            self._connect(retry)
             broker._wait_for_broker(self, retry, failure)
             if queue is not None:
                 broker._declare(queue, exchange, key)
