@@ -182,13 +182,19 @@ class Canary:
     def listening(self) -> Iterator[None]:
         """Look at all that is logged, by whatever logger at any level."""
         handler = _Handler(self)
-        level = logging.root.level
+        levels = {
+            logger: logger.level
+            for logger in (logging.root, *_loggers())
+            if logger.level > 1 or logger is logging.root
+        }
         logging.root.addHandler(handler)
-        logging.root.setLevel(1)
+        for logger in levels:
+            logger.setLevel(1)
         try:
             yield
         finally:
-            logging.root.setLevel(level)
+            for logger, level in levels.items():
+                logger.setLevel(level)
             logging.root.removeHandler(handler)
 
     def _whose(self, around: str) -> Password | None:
@@ -207,6 +213,12 @@ def assert_nothing_leaked(canary: Canary) -> None:
             f"{len(canary.leaks)} times a password got out:\n{shown}",
             pytrace=False,
         )
+
+
+def _loggers() -> list[logging.Logger]:
+    # Some libraries set a level of their own, as SQLAlchemy does.
+    known = logging.Logger.manager.loggerDict.values()
+    return [logger for logger in known if isinstance(logger, logging.Logger)]
 
 
 def _all_of(error: BaseException) -> Iterator[BaseException]:

@@ -22,6 +22,19 @@ _line_end = re.compile(r"[\r\n]")
 _after_quote = re.compile(r"[\s,;:.)\]}>!?=|\\'\"]|\Z")
 _closing = ").,;:]>'\"`"
 
+# What urllib quotes of a URL that it cannot parse: with a password that was
+# decoded once too often a piece of that, too short to be known.
+_PARSE_ERRORS = ("Port could not be cast", "characters under NFKC")
+_LITERAL = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
+_parse_error = re.compile(
+    rf"(?<=integer value as ){_LITERAL}"
+    r"|(?<=netloc )'.*'(?= contains invalid)",
+    re.DOTALL,
+)
+# What int() quotes: of a URL where our own errors tell why it is no good, of
+# anything elsewhere.
+_int_error = re.compile(rf"(?<=with base 10: ){_LITERAL}")
+
 # C0, C1, line and paragraph separators, what changes the direction of the
 # line, and halves of surrogate pairs, which cannot be written to a file.
 _unprintable = re.compile(
@@ -46,7 +59,7 @@ def scrub(text: str) -> str:
 
 def is_clean(text: str) -> bool:
     """Whether a quick look finds nothing to hide; False: perhaps."""
-    return "://" not in text and not KNOWN.may_show(text)
+    return not ("://" in text or _is_of_parser(text) or KNOWN.may_show(text))
 
 
 def one_line(text: str, limit: int = 1000) -> str:
@@ -78,7 +91,7 @@ def describe(error: BaseException, limit: int = 500) -> str:
     """
     name = getattr(type(error), "__name__", "Exception")
     try:
-        message = scrub(str(error))
+        message = _int_error.sub(urls.HIDDEN, scrub(str(error)))
     except Exception:
         message = ""
     return one_line(f"{name}: {message}" if message else name, limit)
@@ -89,11 +102,17 @@ def _scrub(text: str) -> str:
         clean = KNOWN.hide(text)
         if "://" in clean:
             clean = _hide_in_links(clean)
+        if _is_of_parser(clean):
+            clean = _parse_error.sub(urls.HIDDEN, clean)
         if clean == text:
             return text
         text = clean
     # Hiding makes a text that is to be hidden, over and over: made to.
     return urls.HIDDEN
+
+
+def _is_of_parser(text: str) -> bool:
+    return _PARSE_ERRORS[0] in text or _PARSE_ERRORS[1] in text
 
 
 def _hide_in_links(text: str) -> str:

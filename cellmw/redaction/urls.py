@@ -133,7 +133,8 @@ class Reading(NamedTuple):
     """What may be secret in a connection string.
 
     :ivar logins: each user name and password that some driver may read
-    :ivar pieces: where drivers differ, what an error may quote of it
+    :ivar pieces: what an error may quote of them: a driver that writes a URL
+        for the next one does not always encode it again
     :ivar is_certain: all drivers read the same
     """
 
@@ -153,12 +154,12 @@ def read(text: str) -> Reading:
     region, at, tail = rest.rpartition("@")
     if not at:
         if _is_host_and_more(rest):
-            return Reading(frozenset(found), frozenset(), True)
+            return _reading(found, "", is_certain=True)
         found.update(_as_login(rest))
-        return Reading(frozenset(found), _pieces(rest), False)
+        return _reading(found, rest, is_certain=False)
     if _has_one_reading(region, tail):
         found.update(_split_logins(region, _next_login))
-        return Reading(frozenset(found), frozenset(), True)
+        return _reading(found, "", is_certain=True)
     found.update(_as_login(region))
     found.update(_split_logins(region, _any_next_login))
     # As oslo.messaging and kombu do, and as SQLAlchemy does.
@@ -166,7 +167,7 @@ def read(text: str) -> Reading:
     for part in (authority, *authority.split(",")):
         found.update(_as_login(part.rpartition("@")[0]))
     found.update(_as_login(rest.partition("@")[0]))
-    return Reading(frozenset(found), _pieces(region), False)
+    return _reading(found, region, is_certain=False)
 
 
 def is_whole(rest: str) -> bool:
@@ -245,9 +246,14 @@ def _as_login(text: str) -> list[Login]:
     return [Login(user, password)]
 
 
-def _pieces(region: str) -> frozenset[str]:
+def _reading(found: set[Login], region: str, *, is_certain: bool) -> Reading:
     # The first one is the user's name.
-    return frozenset(_delimiters.split(region)[1:])
+    pieces = set(_delimiters.split(region)[1:])
+    for login in found:
+        for password in decoded(login.password):
+            pieces.update(_delimiters.split(password))
+        pieces -= decoded(login.password)
+    return Reading(frozenset(found), frozenset(pieces), is_certain)
 
 
 def _query_passwords(rest: str) -> list[Login]:

@@ -171,6 +171,15 @@ def test_pieces_of_a_broken_url_are_hidden(secrets: Secrets) -> None:
     assert secrets.hide("bad port 'hunter-two'") == "bad port '***'"
 
 
+def test_pieces_of_a_password_that_was_decoded_are_hidden(
+    secrets: Secrets,
+) -> None:
+    # oslo.messaging leaves a slash as it is in what it gives to kombu.
+    secrets.hold(Secret("rabbit://u:hunter-two%2Fhunter-three%2F4@h/vh"))
+    assert secrets.hide("bad port 'hunter-two'") == "bad port '***'"
+    assert secrets.hide("hunter-two/hunter-three/4") == "***"
+
+
 def test_a_text_without_secrets_is_the_same_object(secrets: Secrets) -> None:
     text = "a text of some length, without anything in it"
     assert secrets.hide(text) is text

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
-from urllib.parse import quote
+from collections.abc import Callable, Iterator
+from urllib.parse import quote, urlsplit
 
 import pytest
 from hypothesis import example, given
@@ -130,6 +130,36 @@ def test_a_known_url_with_a_short_odd_password_is_hidden_as_a_whole(
 )
 def test_what_is_unknown_is_hidden_by_its_form(told: str, shown: str) -> None:
     assert scrub(told) == shown
+
+
+@pytest.mark.parametrize(
+    "parse",
+    [
+        lambda: urlsplit("a://u:p/w@h").port,
+        lambda: urlsplit("a://u:p'\\w\"/x@h").port,
+        lambda: urlsplit("a://u:p\u2100w@h"),
+        lambda: urlsplit("a://u:p'\u2100\nw@h"),
+    ],
+)
+def test_what_a_parser_quotes_of_a_url_is_hidden(
+    parse: Callable[[], object],
+) -> None:
+    # As kombu does with what oslo.messaging writes of a URL.
+    with pytest.raises(ValueError) as raised:
+        parse()
+    assert scrub(str(raised.value)) in (
+        "Port could not be cast to integer value as ***",
+        "netloc *** contains invalid characters under NFKC normalization",
+    )
+    assert "***" in describe(raised.value)
+
+
+def test_what_int_quotes_is_hidden_in_our_own_errors() -> None:
+    with pytest.raises(ValueError) as raised:
+        int("pass")
+    shown = "invalid literal for int() with base 10: "
+    assert describe(raised.value) == f"ValueError: {shown}***"
+    assert scrub(str(raised.value)) == f"{shown}'pass'"
 
 
 def test_known_values_are_hidden(secrets: Secrets) -> None:
