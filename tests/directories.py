@@ -29,11 +29,9 @@ class Clock:
 class Inline(Workers):
     """Does each job in the thread that submits it."""
 
-    def submit(self, function: Callable[..., Any], *args: Any) -> Job:
-        job = Job(function, args)
+    def start(self, job: Job) -> None:
         job.run()
         job.finish()
-        return job
 
 
 class Held(Workers):
@@ -43,10 +41,8 @@ class Held(Workers):
         super().__init__()
         self.jobs: list[Job] = []
 
-    def submit(self, function: Callable[..., Any], *args: Any) -> Job:
-        job = Job(function, args)
+    def start(self, job: Job) -> None:
         self.jobs.append(job)
-        return job
 
     def do_all(self) -> None:
         while self.jobs:
@@ -59,11 +55,9 @@ class Held(Workers):
 class NoThreads(Workers):
     """The operating system has no thread left."""
 
-    def submit(self, function: Callable[..., Any], *args: Any) -> Job:
-        job = Job(function, args)
+    def start(self, job: Job) -> None:
         job.error = RuntimeError("can't start new thread")
         job.finish()
-        return job
 
 
 class Database:

@@ -26,6 +26,8 @@ from cellmw.workers import Job, Workers
 
 LOG = logging.getLogger(__name__)
 
+_CLOSED = "closed"
+
 
 class Question(Job):
     """One question.  Made by :meth:`Questions.ask`.
@@ -42,6 +44,7 @@ class Question(Job):
     """
 
     __slots__ = (
+        "_owner",
         "asked_at",
         "failure",
         "key",
@@ -56,10 +59,12 @@ class Question(Job):
         self,
         key: Hashable,
         function: Callable[[Question], Any],
+        owner: Questions | None = None,
         *,
-        urgent: bool,
+        urgent: bool = False,
     ) -> None:
         super().__init__(function, ())
+        self._owner = owner
         self.key = key
         self.urgent = urgent
         self.number = 0
@@ -70,18 +75,23 @@ class Question(Job):
         self.waiters = 0
 
     def run(self) -> None:
-        """Do it, in the calling thread.  Never raises."""
-        # Not before: one that is not asked would keep itself alive.
-        self._args = (self,)
-        super().run()
+        """Ask it, in the calling thread, on a place.  Never raises."""
+        self.thread_id = threading.get_ident()
+        owner = self._owner
+        if owner is None or owner._begin(self):
+            # Not before: one that is not asked would keep itself alive.
+            self._args = (self,)
+            super().run()
+        if owner is not None:
+            owner._end(self)
+
+    def finish(self) -> None:
+        """Let those go on who wait."""
         if self.error is not None:
-            self.fail(describe(self.error))
+            self.failure = describe(self.error)
             # Its traceback holds the driver's variables.
             self.error = None
-
-    def fail(self, cause: str) -> None:
-        """Note why there is no answer."""
-        self.failure = cause
+        super().finish()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +169,7 @@ class Questions:
         :returns: the question, None if nothing is asked; and whether it is a
             new one
         """
-        new = Question(key, function, urgent=urgent)
+        new = Question(key, function, self, urgent=urgent)
         now = self._clock()
         with self._lock:
             question = self._to_join(new, fresh=fresh, now=now)
@@ -178,7 +188,7 @@ class Questions:
                 self._current[key] = question
                 starts = self._has_place(question)
         if closed:
-            question.fail("closed")
+            question.failure = _CLOSED
             question.finish()
         elif starts:
             self._start(question)
@@ -238,7 +248,7 @@ class Questions:
             self._following.clear()
             self._current.clear()
         for question in left:
-            question.fail("closed")
+            question.failure = _CLOSED
             question.finish()
 
     def _to_join(
@@ -278,31 +288,19 @@ class Questions:
 
     def _start(self, question: Question | None) -> None:
         while question is not None:
-            job = self._workers.submit(self._serve, question)
-            if job.error is None:
+            self._workers.start(question)
+            if question.thread_id is not None or not question.done:
                 return
-            # No thread could be started.
-            question.fail(describe(job.error))
-            following = self._end(question)
-            question.finish()
-            question = following
-
-    def _serve(self, question: Question | None) -> None:
-        """Ask this one, and on the same place what stands in line."""
-        while question is not None:
-            wanted = self._begin(question)
-            if self._closed:
-                question.fail("closed")
-            elif wanted:
-                question.run()
-            following = self._end(question)
-            if wanted:
-                question.finish()
-            question = following
+            # No thread could be started, and its waiters know.
+            question = self._leave_place(question)
 
     def _begin(self, question: Question) -> bool:
+        """Whether it is to be asked still."""
         now = self._clock()
         with self._lock:
+            if self._closed:
+                question.failure = _CLOSED
+                return False
             if not question.waiters:
                 return False
             self._asked += 1
@@ -310,7 +308,10 @@ class Questions:
             question.asked_at = now
         return True
 
-    def _end(self, question: Question) -> Question | None:
+    def _end(self, question: Question) -> None:
+        self._start(self._leave_place(question))
+
+    def _leave_place(self, question: Question) -> Question | None:
         """Who uses its place next; if nobody, the place is given back."""
         key = question.key
         with self._lock:

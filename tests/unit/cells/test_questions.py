@@ -16,6 +16,7 @@ from cellmw.cells.questions import (
     Questions,
     describe,
 )
+from cellmw.workers import Job
 from tests.directories import Clock, Held, Inline, NoThreads
 
 
@@ -159,7 +160,7 @@ def test_no_more_are_out_than_there_are_places() -> None:
     assert (load.out, load.waiting) == (2, 3)
     assert len(desk.workers.jobs) == 2
     desk.do_all()
-    assert desk.asked == [0, 2, 3, 4, 1]
+    assert desk.asked == [0, 1, 2, 3, 4]
     load = desk.questions.load()
     assert (load.asked, load.out, load.waiting) == (5, 0, 0)
 
@@ -405,10 +406,10 @@ def test_no_thread_can_be_started_then_all_in_line_fail() -> None:
 
 def test_no_thread_can_be_started_then_nobody_is_left_in_line() -> None:
     class Late(NoThreads):
-        def submit(self, function: Callable[..., Any], *args: Any) -> Any:
+        def start(self, job: Job) -> None:
             if not waiting:
                 waiting.append(desk.ask("other"))
-            return super().submit(function, *args)
+            super().start(job)
 
     waiting: list[Question] = []
     desk = Desk(concurrency=1, workers=Late())
