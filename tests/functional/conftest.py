@@ -33,6 +33,9 @@ def runtimes(memory: None) -> Iterator[runtime.Registry]:
     registry = runtime.registry()
     assert not len(registry), "another test has left a runtime"
     yield registry
+    for broker in testing.brokers():
+        # A test that failed may hold up the rest.
+        broker.heal()
     problems = []
     for made in registry:
         leased = made.close(stack.SOON)
@@ -55,7 +58,11 @@ def api_database(sqlite: servers.Database) -> Iterator[stack.ApiDatabase]:
 def make_filter(
     runtimes: runtime.Registry, api_database: stack.ApiDatabase
 ) -> stack.MakeFilter:
-    """Makes filters for the API database of the test, or another one."""
+    """Makes filters for the API database of the test, or another one.
+
+    Those of one test share a configuration, unless they are given another.
+    """
+    shared = stack.configuration()
 
     def make(
         *,
@@ -65,7 +72,7 @@ def make_filter(
     ) -> Callable[[Any], Any]:
         return cellmw.filter_factory(
             {},
-            oslo_config_config=conf or stack.configuration(),
+            oslo_config_config=conf or shared,
             api_database_connection=database or api_database.url,
             **paste,
         )

@@ -308,9 +308,9 @@ def target(**options: Any) -> oslo_messaging.Target:
     return oslo_messaging.Target(topic=TOPIC, **options)
 
 
-def app_factory(global_conf: Mapping[str, str], **local_conf: str) -> Api:
+def app_factory(global_conf: Mapping[str, str]) -> Api:
     """For ``paste.app_factory``."""
-    return Api(**local_conf)
+    return Api()
 
 
 def run_python(

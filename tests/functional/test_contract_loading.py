@@ -400,10 +400,12 @@ def test_an_unknown_option_shows_no_secret_in_its_name(
 ) -> None:
     # A connection string on a line of its own is a name to some parsers.
     name = f"mysql+pymysql://nova:{SECRET}@db/nova_api"
+    section: dict[str, Any] = {
+        name: "",
+        "api_database_connection": known.url,
+    }
     with pytest.raises(ConfigurationError) as caught:
-        cellmw.filter_factory(
-            {}, **{name: "", "api_database_connection": known.url}
-        )
+        cellmw.filter_factory({}, **section)
     assert "mysql+pymysql://" in checked(caught.value)
 
 
