@@ -330,3 +330,39 @@ def run_python(
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+_HOST_PROCESS = """
+    import sys
+    from tests.functional import stack
+
+    with stack.serving(sys.argv[1], stack.Host(sys.argv[2])):
+        print("ready", flush=True)
+        sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def host_process(url: str, name: str) -> Iterator[None]:
+    """A host in a process of its own, that its connections are not ours."""
+    root = Path(__file__).resolve().parents[2]
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-W", "ignore", "-c"),
+            *(textwrap.dedent(_HOST_PROCESS), url, name),
+        ],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        cwd=root,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    with process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == b"ready\n"
+            yield
+        finally:
+            process.stdin.close()
+            process.wait(SOON)
