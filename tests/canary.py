@@ -288,6 +288,8 @@ class _Handler(logging.Handler):
         for formatter in self._formatters:
             # As in a file: one formatter's result is not the next one's.
             fresh = copy.copy(record)
+            if fresh.exc_info:
+                fresh.exc_text = None
             try:
                 shown = formatter.format(fresh)
             except Exception as error:
@@ -319,9 +321,7 @@ PLACES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "exceptions": lambda patch: patch.setattr(
         records, "_clean_exception", lambda record: None
     ),
-    "summaries": lambda patch: patch.setattr(
-        records, "_guard_summary", lambda: None
-    ),
+    "summaries": lambda patch: _leave_summaries(patch),
     "variables": lambda patch: patch.setattr(
         tracebacks, "bare_traceback", lambda traceback: traceback
     ),
@@ -329,7 +329,7 @@ PLACES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         records, "_clean_stack", lambda record: None
     ),
     "extra": lambda patch: patch.setattr(
-        records, "_watch_extra", lambda name: None
+        records._ExtraFilter, "filter", lambda self, record: True
     ),
     "causes": lambda patch: patch.setattr(
         redaction, "describe", lambda error: f"{error}"
@@ -342,6 +342,13 @@ PLACES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     ),
     "pickles": lambda patch: _let_secrets_be_pickled(patch),
 }
+
+
+def _leave_summaries(patch: pytest.MonkeyPatch) -> None:
+    guarded = formatters._get_error_summary
+    original = getattr(guarded, "__wrapped__", guarded)
+    patch.setattr(formatters, "_get_error_summary", original)
+    patch.setattr(records, "_guard_summary", lambda: None)
 
 
 def _let_secrets_be_pickled(patch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,9 @@ from cellmw import runtime
 from tests import servers, threads
 from tests.proxy import Proxy
 
+# Canaries: passwords that are found wherever they get out.
+pytest_plugins = ["tests.canary", "tests.canary_plugin"]
+
 # How long a thread that was told to end may take for it, in seconds.
 _THREADS_END_WITHIN = 5.0
 
