@@ -154,6 +154,7 @@ def test_a_program_with_attempts_that_hang_ends(
         (None, "misconfigured", "it is empty"),
         ("rabbit://Zuser:{Zpw}@h/", "misconfigured", "braces"),
         ("rabbit://Zuser:Zpw@h/?none=1", "misconfigured", "unknown option"),
+        ("cellmw-memory://h/v", "reachable", ""),
         # Its driver does not tell when it has a connection.
         ("fake://h/v", "not tried", "only to send"),
     ],

@@ -81,6 +81,7 @@ def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
         (["cell"], "no such command: cell"),
         (["cells", "list"], "no such command: cells list"),
         (["cell", "list", "--color"], "unrecognized arguments: --color"),
+        (["cell", "list", "--qui"], "unrecognized arguments: --qui"),
         (["cell", "list", "-f", "xml"], "invalid choice"),
         (["cell", "show"], "required: CELL"),
         (["cell", "show", "one"], "CELL: it is not a UUID"),
