@@ -173,9 +173,9 @@ class Guard:
         self._down = False
         self._trial = False
         self._next_trial = 0.0
-        # A new one begins with each change of state.  The verdict on a
-        # message counts in the era only in which it was let in: what comes
-        # later tells of a state that is over.
+        # A new one begins each time that the cell goes down.  The verdict
+        # on a message counts only in the era in which it was let in: what
+        # comes later tells of a state that is over.
         self._era = 0
         classes = len(DURATION_BOUNDS) + 1
         self._cast_counts = [0] * classes
@@ -380,7 +380,6 @@ class Guard:
         self._trial = False
         if delivered:
             self._down = False
-            self._era += 1
             return False
         if delivered is False:
             self._failures += 1
