@@ -70,7 +70,7 @@ class CellMW:
         uuid = self._find_instance(environ.get("PATH_INFO", ""))
         if uuid is not None:
             return self._serve(environ, start_response, uuid)
-        if self._context_key not in environ:
+        if environ.get(self._context_key) is None:
             self._make_context(environ)
         if self._registry.several:
             self._registry.remember(environ[self._context_key], self._runtime)
