@@ -643,7 +643,8 @@ def test_a_body_that_is_never_closed_ends_when_it_is_collected(
     assert warnings_in(caplog) == []
     del given
     gc.collect()
-    assert cell.leases() == 0
+    # By another thread: a finalizer runs wherever it happens to.
+    stack.eventually(lambda: cell.leases() == 0)
     (warning,) = warnings_in(caplog)
     assert "close" in warning
 

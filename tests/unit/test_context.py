@@ -1,0 +1,153 @@
+# Licensed under the Apache License, Version 2.0; see the file LICENSE.
+"""The request context of a service that has none of its own."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+from oslo_context import context as oslo_context
+
+from cellmw import context as contexts
+from cellmw.context import RequestContext
+
+CONFIRMED = {
+    "HTTP_X_IDENTITY_STATUS": "Confirmed",
+    "HTTP_X_AUTH_TOKEN": "the-token",
+    "HTTP_X_USER_ID": "the-user",
+    "HTTP_X_PROJECT_ID": "the-project",
+    "HTTP_X_ROLES": "admin,member",
+    "HTTP_X_IS_ADMIN_PROJECT": "True",
+    "openstack.request_id": "req-1",
+    "openstack.global_request_id": (
+        "req-6f70656e-7374-6163-6b20-346576657221"
+    ),
+}
+
+
+class Connection:
+    """Stands for a request's handle, which cannot be pickled either."""
+
+    def __deepcopy__(self, memo: object) -> Connection:
+        return self
+
+    def __reduce_ex__(self, protocol: object) -> Any:
+        raise TypeError("not this one")
+
+
+def test_a_new_one_names_no_cell() -> None:
+    made = RequestContext(user_id="u", project_id="p", roles=["r"])
+    assert made.mq_connection is None
+    assert made.cell_uuid is None
+    assert made.user_id == "u"
+    assert isinstance(made, oslo_context.RequestContext)
+
+
+def test_a_confirmed_identity_is_taken_from_the_environ() -> None:
+    made = RequestContext.from_request(dict(CONFIRMED))
+    expected = oslo_context.RequestContext.from_environ(dict(CONFIRMED))
+    assert type(made) is RequestContext
+    assert made.to_dict() == expected.to_dict()
+    assert made.roles == ["admin", "member"]
+
+
+@pytest.mark.parametrize("status", [None, "", "Invalid", "CONFIRMED"])
+def test_any_other_is_anonymous(status: str | None) -> None:
+    environ = dict(CONFIRMED)
+    del environ["HTTP_X_IDENTITY_STATUS"]
+    if status is not None:
+        environ["HTTP_X_IDENTITY_STATUS"] = status
+    made = RequestContext.from_request(environ)
+    anonymous = oslo_context.RequestContext(
+        request_id="req-1",
+        global_request_id=CONFIRMED["openstack.global_request_id"],
+        is_admin_project=False,
+    )
+    assert made.to_dict() == anonymous.to_dict()
+    assert not made.is_admin
+    assert not made.is_admin_project
+
+
+def connected() -> RequestContext:
+    made = RequestContext(user_id="u", roles=["r"])
+    made.mq_connection = Connection()
+    made.cell_uuid = "the-cell"
+    return made
+
+
+def test_neither_attribute_is_in_the_dictionary() -> None:
+    values = connected().to_dict()
+    assert values.keys() == oslo_context.RequestContext().to_dict().keys()
+    assert "the-cell" not in repr(values)
+
+
+def test_what_is_made_from_a_dictionary_names_no_cell() -> None:
+    made = RequestContext.from_dict(connected().to_dict())
+    assert type(made) is RequestContext
+    assert made.user_id == "u"
+    assert made.mq_connection is None
+    assert made.cell_uuid is None
+
+
+@pytest.mark.parametrize("copier", [copy.copy, copy.deepcopy])
+def test_a_copy_has_it(copier: Any) -> None:
+    first = connected()
+    made = copier(first)
+    assert type(made) is RequestContext
+    assert made is not first
+    assert made.mq_connection is first.mq_connection
+    assert made.cell_uuid == "the-cell"
+    assert made.to_dict() == first.to_dict()
+    made.mq_connection = None
+    made.user_id = "another"
+    assert isinstance(first.mq_connection, Connection)
+    assert first.user_id == "u"
+
+
+def test_a_deep_copy_shares_nothing_that_changes() -> None:
+    first = connected()
+    made = copy.deepcopy(first)
+    made.roles.append("another")
+    assert first.roles == ["r"]
+
+
+def test_a_deep_copy_of_what_refers_to_itself_ends() -> None:
+    first = connected()
+    first.itself = first  # type: ignore[attr-defined]  # a service may
+    made: Any = copy.deepcopy(first)
+    assert made.itself is made
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_pickle_is_without_it(protocol: int) -> None:
+    first = connected()
+    made = pickle.loads(pickle.dumps(first, protocol))
+    assert type(made) is RequestContext
+    assert made.mq_connection is None
+    assert made.to_dict() == first.to_dict()
+    # Nor does pickling take it from the one that was pickled.
+    assert isinstance(first.mq_connection, Connection)
+
+
+def test_a_subclass_of_a_service_keeps_what_it_adds() -> None:
+    class Own(RequestContext):
+        def __init__(self, quota: int = 0, **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+            self.quota = quota
+
+    made = Own(quota=3, user_id="u")
+    made.mq_connection = Connection()
+    for copied in (copy.copy(made), copy.deepcopy(made)):
+        assert type(copied) is Own
+        assert copied.quota == 3
+        assert copied.mq_connection is made.mq_connection
+    assert type(Own.from_request(dict(CONFIRMED))) is Own
+    assert type(Own.from_request({})) is Own
+
+
+def test_target_cell_wants_a_filter() -> None:
+    with pytest.raises(LookupError):
+        with contexts.target_cell(connected(), "a-cell"):
+            pytest.fail("entered")
