@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import logging
 import os
 import sys
 import threading
@@ -672,6 +671,3 @@ def _until(condition: Callable[[], Any]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it has not come to that"
         time.sleep(0.002)
-
-
-logging.getLogger("oslo_messaging").setLevel(logging.ERROR)

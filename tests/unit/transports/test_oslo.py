@@ -199,7 +199,7 @@ def test_only_drivers_that_are_known_announce(
     for url, announces in (
         ("rabbit://", True),
         ("fake://", False),
-        ("cellmw-memory://host/vhost", False),
+        ("cellmw-memory://host/vhost", True),
     ):
         transport = oslo_messaging.get_rpc_transport(conf, url)
         assert oslo.announces(transport) is announces, url
