@@ -20,7 +20,7 @@ from oslo_config import cfg
 from paste import deploy
 
 import cellmw
-from cellmw import options, runtime
+from cellmw import options, rpc, runtime, testing
 from cellmw.exceptions import ConfigurationError
 from tests import servers
 from tests.functional import stack
@@ -787,6 +787,33 @@ def test_two_pipelines_with_the_same_filter_share_one_runtime(
     assert len(runtimes) == 1
     assert known.is_asked_by(first)
     assert known.is_asked_by(other)
+
+
+@pytest.mark.parametrize(
+    "second, transports", [({}, 1), ({"send_timeout": "9"}, 2)]
+)
+def test_filters_with_equal_settings_open_one_transport_for_a_cell(
+    second: dict[str, Any],
+    transports: int,
+    known: Known,
+    make_filter: MakeFilter,
+) -> None:
+    client = rpc.get_client(stack.target(server="host"))
+
+    def handler(context: Any) -> None:
+        client.cast(context, "reboot_instance")
+
+    # Paste makes the filter once for each pipeline.
+    applications = [
+        make_filter(**paste)(stack.Api(handler))
+        for paste in ({}, second, {}, second)
+    ]
+    for application in applications:
+        path = f"/servers/{known.instance}"
+        assert stack.request(application, path).status_int == 200
+    stats = testing.broker("one").stats()
+    assert stats.published == 4
+    assert stats.transports_opened == transports
 
 
 def test_settings_are_equal_by_what_they_mean(
