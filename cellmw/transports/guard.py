@@ -12,7 +12,6 @@ trial of which there is one at a time, nor a wait in line with a deadline.
 
 from __future__ import annotations
 
-import bisect
 import collections
 import dataclasses
 import logging
@@ -21,42 +20,9 @@ import time
 from collections.abc import Callable
 
 from cellmw import exceptions, redaction
+from cellmw.durations import DurationCounter, Durations
 
 LOG = logging.getLogger(__name__)
-
-# Upper bounds of the classes in which durations are counted, in seconds; what
-# takes longer than the last is in a class of its own.
-DURATION_BOUNDS = (
-    0.0005,
-    0.001,
-    0.0025,
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1.0,
-    2.5,
-    5.0,
-    10.0,
-    30.0,
-    60.0,
-)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Durations:
-    """How long messages took that the broker took.
-
-    :ivar counts: how many, by the classes of :data:`DURATION_BOUNDS`, each
-        without those in the classes before it
-    :ivar total: all of them together, in seconds
-    """
-
-    counts: tuple[int, ...]
-    total: float
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,10 +87,8 @@ class Guard:
     __slots__ = (
         "_breaker_failures",
         "_breaker_reset_after",
-        "_call_counts",
-        "_call_time",
-        "_cast_counts",
-        "_cast_time",
+        "_calls",
+        "_casts",
         "_clock",
         "_down",
         "_era",
@@ -177,11 +141,8 @@ class Guard:
         # on a message counts only in the era in which it was let in: what
         # comes later tells of a state that is over.
         self._era = 0
-        classes = len(DURATION_BOUNDS) + 1
-        self._cast_counts = [0] * classes
-        self._cast_time = 0.0
-        self._call_counts = [0] * classes
-        self._call_time = 0.0
+        self._casts = DurationCounter()
+        self._calls = DurationCounter()
         self._sent = 0
         self._failed = 0
         self._refused_down = 0
@@ -357,14 +318,7 @@ class Guard:
 
         :param call: whether the reply is in that
         """
-        index = bisect.bisect_left(DURATION_BOUNDS, seconds)
-        with self._lock:
-            if call:
-                self._call_counts[index] += 1
-                self._call_time += seconds
-            else:
-                self._cast_counts[index] += 1
-                self._cast_time += seconds
+        (self._calls if call else self._casts).add(seconds)
 
     def _judge(self, delivered: bool | None, now: float) -> bool | None:
         """Whether the cell is down from now on; None: that is not new."""
@@ -439,8 +393,6 @@ class Guard:
         now = self._clock()
         with self._lock:
             left = self._next_trial - now if self._down else 0.0
-            casts = Durations(tuple(self._cast_counts), self._cast_time)
-            calls = Durations(tuple(self._call_counts), self._call_time)
             return GuardStats(
                 cell_uuid=self.cell_uuid,
                 cell_name=self.cell_name,
@@ -455,8 +407,8 @@ class Guard:
                 refused_down=self._refused_down,
                 refused_busy=self._refused_busy,
                 went_down=self._went_down,
-                casts=casts,
-                calls=calls,
+                casts=self._casts.counted(),
+                calls=self._calls.counted(),
             )
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from cellmw import exceptions
+from cellmw.durations import BOUNDS
 from cellmw.transports import guard as guards_module
-from cellmw.transports.guard import DURATION_BOUNDS, Guard, Guards
+from cellmw.transports.guard import Guard, Guards
 
 UUID = "11111111-1111-1111-1111-111111111111"
 
@@ -467,7 +468,7 @@ def test_each_change_is_one_line_in_the_log(
 
 def test_durations_are_counted_by_class(guard: Guard) -> None:
     go(guard, True, seconds=0.0)
-    go(guard, True, seconds=DURATION_BOUNDS[0])
+    go(guard, True, seconds=BOUNDS[0])
     go(guard, True, seconds=0.0006)
     go(guard, True, seconds=61.0)
     go(guard, True, seconds=0.3, call=True)
@@ -486,7 +487,7 @@ def test_durations_are_counted_by_class(guard: Guard) -> None:
     guard.note_duration(12.0, call=True)
     stats = guard.stats()
     assert sum(stats.calls.counts) == 2
-    assert stats.calls.counts[DURATION_BOUNDS.index(30.0)] == 1
+    assert stats.calls.counts[BOUNDS.index(30.0)] == 1
     assert stats.sent == 6
 
 
