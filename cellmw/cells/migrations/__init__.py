@@ -17,7 +17,6 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 
 from cellmw.cells.tables import metadata
 from cellmw.exceptions import CellMWError
@@ -66,8 +65,7 @@ def sync(engine: sa.Engine) -> Outcome:
                 "nothing was changed"
             )
         before = revision_of(connection)
-        config = _config(connection)
-        command.upgrade(config, "head")
+        command.upgrade(_config(connection), "head")
         return Outcome(before, revision_of(connection))
 
 
@@ -79,12 +77,7 @@ def revision_of(connection: sa.Connection) -> str | None:
     return context.get_current_revision()
 
 
-def newest_revision() -> str | None:
-    """The revision that :func:`sync` upgrades to."""
-    return ScriptDirectory.from_config(_config(None)).get_current_head()
-
-
-def _config(connection: sa.Connection | None) -> Config:
+def _config(connection: sa.Connection) -> Config:
     config = Config()
     folder = str(Path(__file__).parent)
     config.set_main_option("script_location", folder.replace("%", "%%"))

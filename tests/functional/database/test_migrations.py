@@ -68,7 +68,6 @@ def test_the_tables_are_made_and_then_left_as_they_are(
     assert migrations.sync(empty) == migrations.Outcome(None, "0001")
     assert tables_of(empty) == {*metadata.tables, migrations.VERSION_TABLE}
     assert migrations.sync(empty) == migrations.Outcome("0001", "0001")
-    assert migrations.newest_revision() == "0001"
 
 
 def test_the_tables_are_those_of_the_schema(
