@@ -38,6 +38,7 @@ from cellmw.cells.questions import (
     Questions,
     describe,
 )
+from cellmw.durations import Durations
 from cellmw.workers import Workers
 
 LOG = logging.getLogger(__name__)
@@ -92,6 +93,7 @@ class Stats:
     :ivar questions: questions put to the database, so far
     :ivar questions_out: of these, how many it is still at
     :ivar questions_waiting: questions that stand in line for a place
+    :ivar durations: how long the database was at those it came back from
     """
 
     cells: int
@@ -104,6 +106,7 @@ class Stats:
     questions: int
     questions_out: int
     questions_waiting: int
+    durations: Durations
 
 
 class Directory:
@@ -298,6 +301,7 @@ class Directory:
             questions=load.asked,
             questions_out=load.out,
             questions_waiting=load.waiting,
+            durations=load.durations,
         )
 
     def close(self) -> None:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 from cellmw import redaction
+from cellmw.durations import DurationCounter, Durations
 from cellmw.workers import Job, Workers
 
 LOG = logging.getLogger(__name__)
@@ -101,11 +102,13 @@ class Load:
     :ivar asked: questions put to the database so far
     :ivar out: of these, how many the driver has not come back from
     :ivar waiting: questions that stand in line
+    :ivar durations: how long the database was at those it came back from
     """
 
     asked: int
     out: int
     waiting: int
+    durations: Durations
 
 
 class Questions:
@@ -143,6 +146,7 @@ class Questions:
         )
         self._out = 0
         self._asked = 0
+        self._durations = DurationCounter()
         self._closed = False
 
     def ask(
@@ -233,7 +237,10 @@ class Questions:
         """What is going on just now."""
         with self._lock:
             return Load(
-                asked=self._asked, out=self._out, waiting=len(self._line)
+                asked=self._asked,
+                out=self._out,
+                waiting=len(self._line),
+                durations=self._durations.counted(),
             )
 
     def close(self) -> None:
@@ -309,6 +316,8 @@ class Questions:
         return True
 
     def _end(self, question: Question) -> None:
+        if question.asked_at is not None:
+            self._durations.add(self._clock() - question.asked_at)
         self._start(self._leave_place(question))
 
     def _leave_place(self, question: Question) -> Question | None:
