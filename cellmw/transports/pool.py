@@ -42,7 +42,6 @@ class _Entry:
 
     __slots__ = (
         "cached",
-        "closing",
         "error",
         "expires_at",
         "generation",
@@ -59,7 +58,6 @@ class _Entry:
         self.error: BaseException | None = None
         self.leases = 1
         self.cached = True
-        self.closing = False
         self.given_up = False
         self.last_used = 0.0
         self.expires_at: float | None = None
@@ -108,8 +106,6 @@ class Lease:
             self._entry = None
             self.transport = None
             entry.leases -= 1
-            if entry.leases:
-                return
             entry.last_used = now
             if entry.cached:
                 return
@@ -421,10 +417,13 @@ class Pool:
         return self._finish(entry)
 
     def _finish(self, entry: _Entry) -> bool:
-        """Whether the caller has to close it: decided once, by one."""
-        if entry.leases or entry.closing or entry.transport is None:
+        """Whether the caller has to close it.
+
+        Of one that is not cached the last release finds that, and so it is
+        found once; while it is being opened, the opener has a lease.
+        """
+        if entry.leases:
             return False
-        entry.closing = True
         self._outside.discard(entry)
         self._note_if_gone()
         return True

@@ -8,6 +8,7 @@ import gc
 import logging
 import os
 import pickle
+import sys
 import time
 import traceback
 import weakref
@@ -19,6 +20,7 @@ import pytest
 from cellmw import exceptions
 from cellmw.cells.mapping import Generation
 from cellmw.redaction import Secret
+from cellmw.transports import pool as pool_module
 from cellmw.transports.pool import Lease
 from tests.fakes import (
     PASSWORD,
@@ -560,6 +562,109 @@ def test_a_transport_that_is_given_up_serves_nobody_new(rig: Rig) -> None:
     assert not dead.given_up
 
 
+# Locking.
+
+
+def _watching(base: Any, names: tuple[str, ...], look: Any) -> Any:
+    """A class that looks around each time one of its methods is called."""
+
+    def wrapped(name: str) -> Any:
+        real = getattr(base, name)
+
+        def method(self: Any, *args: Any) -> Any:
+            look(name)
+            return real(self, *args)
+
+        return method
+
+    return type("Watching", (base,), {name: wrapped(name) for name in names})
+
+
+def _watched_entry(look: Any) -> Any:
+    class Entry(pool_module._Entry):
+        __slots__ = ("_leases",)
+        _leases: int
+
+        @property
+        def leases(self) -> int:
+            look("leases")
+            return self._leases
+
+        @leases.setter
+        def leases(self, value: int) -> None:
+            # A new one nobody else knows yet.
+            if hasattr(self, "_leases"):
+                look("leases")
+            self._leases = value
+
+    return Entry
+
+
+@pytest.mark.parametrize("max_size", [2, 0], ids=["cached", "uncached"])
+def test_what_threads_share_is_touched_under_the_lock_only(
+    monkeypatch: pytest.MonkeyPatch, max_size: int
+) -> None:
+    with Rig(max_size=max_size) as rig:
+        pool = rig.pool
+        touched: list[str] = []
+
+        def look(what: str) -> None:
+            if not pool._lock.locked():
+                caller = sys._getframe(2).f_code.co_qualname
+                touched.append(f"{what} in {caller}")
+
+        read = ("__contains__", "__getitem__", "__len__", "get", "values")
+        written = ("__setitem__", "__delitem__")
+        of_set = ("add", "discard", "__iter__")
+        pool._entries = _watching(dict, read + written, look)()
+        pool._outside = _watching(set, of_set, look)()
+        pool._totals = _watching(dict, written, look)(pool._totals)
+        pool._counts = _watching(dict, written, look)()
+        monkeypatch.setattr(pool_module, "_Entry", _watched_entry(look))
+        lease = rig.acquire(1)
+        more = lease.share()
+        rig.visit(1, 2, 3, 4)
+        lease.give_up()
+        with rig.leased(5), rig.leased(6), rig.leased(7):
+            rig.pool.keep_only({cell_uuid(5): generation(5)})
+        rig.clock.now += 1000
+        rig.pool.sweep()
+        rig.transports.on_open = _raise_value_error
+        with pytest.raises(exceptions.CellUnavailable):
+            rig.acquire(8)
+        assert rig.stats.leases == 2
+        more.release()
+        lease.release()
+        rig.pool.close(0)
+        assert touched == []
+
+
+@pytest.mark.parametrize("max_size", [2, 0], ids=["cached", "uncached"])
+def test_nothing_foreign_is_called_under_the_lock(max_size: int) -> None:
+    """Neither opening nor closing, the clock, nor chance."""
+
+    rigs: list[Rig] = []
+
+    def look(*_: object) -> None:
+        # In the thread that calls it, or one that was started by it.
+        for each in rigs:
+            assert each.pool._lock.acquire(timeout=PATIENCE)
+            each.pool._lock.release()
+
+    def clock() -> float:
+        look()
+        return 0.0
+
+    with Rig(max_size=max_size, clock=clock, chance=clock) as rig:
+        rigs.append(rig)
+        rig.transports.on_open = look
+        rig.transports.on_close = look
+        rig.visit(1, 2, 3)
+        with rig.leased(4), rig.leased(5), rig.leased(6):
+            rig.pool.keep_only({})
+        rig.pool.sweep()
+
+
 # Time.
 
 
@@ -925,6 +1030,10 @@ def test_nothing_is_logged_where_nothing_is_wrong(
         rig.pool.sweep()
         rig.settle()
     assert not rig.records.lines
+
+
+def _raise_value_error(_: object) -> None:
+    raise ValueError
 
 
 def _holds(rig: Rig) -> int:
