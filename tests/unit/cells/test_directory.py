@@ -611,27 +611,44 @@ def test_one_request_a_second_sees_whether_the_database_is_back(
     assert database.count("cells") == 3
 
 
-def test_an_outage_that_nobody_has_seen_for_long_is_not_taken_for_granted(
-    directory: Directory,
+@pytest.mark.parametrize(
+    "interval,timeout,steps,expected",
+    [
+        # It begins; it is known; it was seen not long ago; it was, long ago.
+        (10.0, 5.0, (10.0, 0.5, 14.0, 15.0), [5.0, 0.25, 5.0]),
+        # Known from one look to the next, however short the times are.
+        (0.1, 0.5, (0.1, 0.9, 0.1, 0.9, 0.1), [0.5, 0.25, 0.25]),
+    ],
+)
+def test_an_outage_is_known_for_a_while_and_not_for_ever(
     database: Database,
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
+    interval: float,
+    timeout: float,
+    steps: tuple[float, ...],
+    expected: list[float],
 ) -> None:
+    directory = make(
+        database,
+        clock=clock,
+        cell_refresh_interval=interval,
+        lookup_timeout=timeout,
+    )
     waited: list[float] = []
 
     def wait(question: Question, timeout: float) -> bool:
         waited.append(timeout)
         return real_wait(question, timeout)
 
-    directory.find(INSTANCE)
+    directory.refresh()
     real_wait = directory._questions.wait
     monkeypatch.setattr(directory._questions, "wait", wait)
     database.error = ConnectionError("refused")
-    # It begins; it is known; it was seen not long ago; it was, long ago.
-    for later in (10.0, 0.5, 14.0, 15.0):
+    for later in steps:
         clock.now += later
         directory.cell(cell_uuid(1))
-    assert waited == [5.0, 0.25, 5.0]
+    assert waited == expected
 
 
 def test_what_is_not_remembered_is_a_failed_lookup_meanwhile(
