@@ -33,6 +33,7 @@ import cellmw
 from benchmarks import _measure
 from cellmw.cells.mapping import CellMapping
 from cellmw.cells.questions import Question
+from cellmw.redaction import Secret
 from tests.directories import Inline, cell_uuid, make
 
 SMALL, LARGE = (10, 100), (10_000, 1_000_000)
@@ -48,7 +49,7 @@ class Cells:
                 id=number,
                 uuid=cell_uuid(number),
                 name=f"cell-{number}",
-                transport_url=f"rabbit://u:p@host/{number}",  # type: ignore[arg-type]
+                transport_url=Secret(f"rabbit://u:p@host/{number}"),
             )
             for number in range(count)
         ]

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from cellmw.cells import directory
 from cellmw.cells.mapping import Cell, CellMapping, expand
+from cellmw.redaction import Secret
 from cellmw.workers import Job, Workers
 
 _Answer = TypeVar("_Answer")
@@ -89,7 +90,9 @@ class Database:
             uuid=uuid,
             id=number,
             name=f"cell-{number}",
-            transport_url=url or f"rabbit://u:secret-{number}@host/{number}",  # type: ignore[arg-type]
+            transport_url=Secret(
+                url or f"rabbit://u:secret-{number}@host/{number}"
+            ),
         )
         self.rows = {**self.rows, uuid: row}
         return uuid

@@ -362,7 +362,7 @@ def test_no_request_waits_longer_than_its_timeout(
 
 
 def test_an_old_snapshot_serves_at_once_while_the_database_hangs(
-    database: Database, workers: Workers
+    database: Database, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = make(
         database,
@@ -385,7 +385,7 @@ def test_an_old_snapshot_serves_at_once_while_the_database_hangs(
         waited.append(timeout)
         return real_wait(question, timeout)
 
-    directory._questions.wait = wait  # type: ignore[method-assign]
+    monkeypatch.setattr(directory._questions, "wait", wait)
     crowd = Crowd(
         20, lambda number: [directory.find(INSTANCE) for _ in range(100)]
     )
