@@ -175,6 +175,7 @@ class Process:
         self.pool.keep_only(
             {uuid: cell.generation for uuid, cell in cells.items()}
         )
+        self.guards.keep_only(cells)
         self._secrets.keep_only(cells)
 
     def _make_guard(self, cell_uuid: str, cell_name: str | None) -> Guard:

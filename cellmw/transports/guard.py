@@ -17,7 +17,7 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 from cellmw import exceptions, redaction
 from cellmw.durations import DurationCounter, Durations
@@ -376,14 +376,18 @@ class Guard:
                 name,
             )
 
-    def discard_if_idle(self) -> bool:
+    def discard_if_idle(self, *, forget: bool = False) -> bool:
         """Whether it has nothing to remember and is to be thrown away.
 
         From then on :attr:`discarded` is True, and who finds it so takes the
         cell's next guard.
+
+        :param forget: failures are nothing to remember, for the cell is gone
         """
         with self._lock:
-            if self._under_way or self._down or self._failures:
+            if self._under_way:
+                return False
+            if (self._down or self._failures) and not forget:
                 return False
             self.discarded = True
             return True
@@ -450,6 +454,16 @@ class Guards:
             # Thrown away between the two lines; nobody else will find it.
             guard.leave()
 
+    def keep_only(self, cells: Container[str]) -> None:
+        """Forget cells that are gone, by UUID, as soon as they are idle.
+
+        A cell that is down would otherwise be counted as such for ever.
+        Called with each new state of the cell mappings.
+        """
+        for cell_uuid, guard in list(self._guards.items()):
+            if cell_uuid not in cells and guard.discard_if_idle(forget=True):
+                self._guards.pop(cell_uuid, None)
+
     def sweep(self) -> None:
         """Throw away guards that remember nothing, if there are many."""
         surplus = len(self._guards) - self._max_idle
@@ -457,7 +471,7 @@ class Guards:
             if surplus <= 0:
                 return
             if guard.discard_if_idle():
-                del self._guards[cell_uuid]
+                self._guards.pop(cell_uuid, None)
                 surplus -= 1
 
     def stats(self) -> list[GuardStats]:

@@ -25,6 +25,7 @@ from oslo_context import context as oslo_context
 
 import cellmw
 from cellmw import exceptions, rpc, runtime
+from cellmw.cells import tables
 from cellmw.process import Process
 from cellmw.transports.guard import GuardStats
 from tests import servers
@@ -142,6 +143,11 @@ class Service:
         cell = self.database.add_cell(url, name=name)
         self._instances[cell] = self.database.add_instance(cell)
         return cell
+
+    def remove_cell(self, cell: str) -> None:
+        """Take the cell mapping out of the API database."""
+        table = tables.cell_mappings
+        self.database._execute(table.delete().where(table.c.uuid == cell))
 
     def request(
         self, cell: str, handler: Callable[[Any], Any]

@@ -544,6 +544,25 @@ def test_surplus_guards_that_remember_nothing_are_thrown_away() -> None:
     assert kept.stats().down
 
 
+def test_a_cell_that_is_gone_is_forgotten_though_it_is_down() -> None:
+    guards = Guards(Guard)
+    for cell in ("down", "busy", "there"):
+        guard, admission = guards.admit(cell, None, 0)
+        if cell != "busy":
+            guard.leave()
+        guard.report(False, admission)
+    gone = guards.get("down", None)
+    take_down(gone, 4)
+    guards.keep_only({"there": None})
+    assert gone.discarded
+    assert {stats.cell_uuid for stats in guards.stats()} == {"busy", "there"}
+    # One that comes back begins anew.
+    assert not guards.get("down", None).stats().down
+    guards.get("busy", None).leave()
+    guards.keep_only({"there": None})
+    assert {stats.cell_uuid for stats in guards.stats()} == {"there"}
+
+
 def test_as_many_guards_as_there_may_be_are_kept() -> None:
     guards = Guards(Guard, max_idle=3)
     for number in range(3):
