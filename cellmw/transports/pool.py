@@ -41,6 +41,7 @@ class _Entry:
     """One transport, or the place of one that is being opened."""
 
     __slots__ = (
+        "acquired",
         "cached",
         "error",
         "expires_at",
@@ -57,6 +58,7 @@ class _Entry:
         self.transport: RPCTransport | None = None
         self.error: BaseException | None = None
         self.leases = 1
+        self.acquired = 1
         self.cached = True
         self.given_up = False
         self.last_used = 0.0
@@ -138,6 +140,7 @@ class CellTransports:
     :ivar open: opened and not yet handed over for closing
     :ivar leased: those of them that are in use
     :ivar draining: those of them that nobody new gets
+    :ivar acquired: how many leases requests have ever had
     :ivar opened: how many were ever opened
     :ivar closed: how many were ever closed
     :ivar failed: how many could not be opened
@@ -149,6 +152,7 @@ class CellTransports:
     open: int = 0
     leased: int = 0
     draining: int = 0
+    acquired: int = 0
     opened: int = 0
     closed: int = 0
     failed: int = 0
@@ -176,7 +180,19 @@ class PoolStats:
     cells: Mapping[str, CellTransports]
 
 
-_COUNTED = ("opened", "closed", "failed", "evicted", "refused", "over_limit")
+# Of an open entry: cell, whether leased, whether draining, leases, and leases
+# that it ever had.
+_Row = tuple[str, int, int, int, int]
+
+_COUNTED = (
+    "acquired",
+    "opened",
+    "closed",
+    "failed",
+    "evicted",
+    "refused",
+    "over_limit",
+)
 
 
 class Pool:
@@ -242,6 +258,7 @@ class Pool:
             entry = entries[generation] if generation in entries else None  # noqa: SIM401
             if entry is not None:
                 entry.leases += 1
+                entry.acquired += 1
         if entry is None:
             entry, mine = self._book(generation)
             if mine:
@@ -261,6 +278,7 @@ class Pool:
             if entry is not None:
                 # Another thread booked between the two looks.
                 entry.leases += 1
+                entry.acquired += 1
                 return entry, False
             if self._closed:
                 refusal = exceptions.ShuttingDown(
@@ -425,6 +443,7 @@ class Pool:
         if entry.leases:
             return False
         self._outside.discard(entry)
+        self._count(entry.generation.cell_uuid, "acquired", entry.acquired)
         self._note_if_gone()
         return True
 
@@ -486,14 +505,14 @@ class Pool:
         if self._closed and not self._entries and not self._outside:
             self._all_gone.set()
 
-    def _count(self, cell_uuid: str, what: str) -> None:
-        self._totals[what] += 1
+    def _count(self, cell_uuid: str, what: str, number: int = 1) -> None:
+        self._totals[what] += number
         counts = self._counts.get(cell_uuid)
         if counts is None:
             if len(self._counts) >= self._max_counts:
                 self._drop_counts()
             counts = self._counts[cell_uuid] = dict.fromkeys(_COUNTED, 0)
-        counts[what] += 1
+        counts[what] += number
 
     def _drop_counts(self) -> None:
         """Forget the numbers of cells that have no transport open."""
@@ -516,15 +535,14 @@ class Pool:
                     int(entry.leases > 0),
                     int(not entry.cached),
                     entry.leases,
+                    entry.acquired,
                 )
                 for entry in self._everything()
                 if entry.transport is not None
             ]
             counts = {uuid: dict(c) for uuid, c in self._counts.items()}
             totals = dict(self._totals)
-        rows: dict[str, list[tuple[str, int, int, int]]] = {
-            cell_uuid: [] for cell_uuid in counts
-        }
+        rows: dict[str, list[_Row]] = {cell_uuid: [] for cell_uuid in counts}
         for row in entries:
             rows.setdefault(row[0], []).append(row)
         cells = {
@@ -540,12 +558,13 @@ class Pool:
         )
 
 
-def _numbers(
-    rows: list[tuple[str, int, int, int]], counts: dict[str, int]
-) -> CellTransports:
+def _numbers(rows: list[_Row], counts: dict[str, int]) -> CellTransports:
+    closed = dict(counts)
+    acquired = closed.pop("acquired", 0)
     return CellTransports(
         open=len(rows),
         leased=sum(row[1] for row in rows),
         draining=sum(row[2] for row in rows),
-        **counts,
+        acquired=acquired + sum(row[4] for row in rows),
+        **closed,
     )
