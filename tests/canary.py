@@ -105,6 +105,7 @@ class Canary:
 
     :ivar leaks: what held a piece of one
     :ivar seen: characters that were looked at, by where they were seen
+    :ivar is_looking: whether it takes notice of what is logged
     """
 
     def __init__(self) -> None:
@@ -112,6 +113,7 @@ class Canary:
         self.seen: collections.Counter[str] = collections.Counter()
         self._passwords: dict[str, Password] = {}
         self._kinds = itertools.cycle(KINDS)
+        self.is_looking = True
 
     def password(self, whose: str, kind: str | None = None) -> str:
         """A new password, of the next kind if none is given."""
@@ -182,20 +184,23 @@ class Canary:
     def listening(self) -> Iterator[None]:
         """Look at all that is logged, by whatever logger at any level."""
         handler = _Handler(self)
-        levels = {
-            logger: logger.level
-            for logger in (logging.root, *_loggers())
-            if logger.level > 1 or logger is logging.root
-        }
         logging.root.addHandler(handler)
-        for logger in levels:
-            logger.setLevel(1)
+        levels = listen_to_all()
         try:
             yield
         finally:
             for logger, level in levels.items():
                 logger.setLevel(level)
             logging.root.removeHandler(handler)
+
+    @contextlib.contextmanager
+    def looking_away(self) -> Iterator[None]:
+        """Take no notice of what is logged: it is the tests' own."""
+        self.is_looking = False
+        try:
+            yield
+        finally:
+            self.is_looking = True
 
     def _whose(self, around: str) -> Password | None:
         found = _number.search(around)
@@ -215,10 +220,21 @@ def assert_nothing_leaked(canary: Canary) -> None:
         )
 
 
-def _loggers() -> list[logging.Logger]:
-    # Some libraries set a level of their own, as SQLAlchemy does.
+def listen_to_all() -> dict[logging.Logger, int]:
+    """Let all loggers log at all levels; gives the levels before.
+
+    Some have a level of their own, as SQLAlchemy's, or get one from a test.
+    """
     known = logging.Logger.manager.loggerDict.values()
-    return [logger for logger in known if isinstance(logger, logging.Logger)]
+    loggers = [one for one in known if isinstance(one, logging.Logger)]
+    levels = {
+        logger: logger.level
+        for logger in (logging.root, *loggers)
+        if logger.level > 1 or logger is logging.root
+    }
+    for logger in levels:
+        logger.setLevel(1)
+    return levels
 
 
 def _all_of(error: BaseException) -> Iterator[BaseException]:
@@ -284,6 +300,8 @@ class _Handler(logging.Handler):
         )
 
     def emit(self, record: logging.LogRecord) -> None:
+        if not self._canary.is_looking:
+            return
         where = f"log: {record.name}: {record.pathname}:{record.lineno}"
         for formatter in self._formatters:
             # As in a file: one formatter's result is not the next one's.

@@ -39,6 +39,8 @@ from tests.functional import stack
 # A password with a slash cannot be used with RabbitMQ: oslo.messaging does
 # not encode it in what it hands to kombu.
 _FOR_RABBIT = [kind for kind in canaries.KINDS if kind != "slash"]
+# PyMySQL encodes passwords as Latin-1.
+_FOR_DATABASES = [kind for kind in canaries.KINDS if kind != "unicode"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -96,6 +98,10 @@ class Suite:
         ):
             patch.setattr(owner, name, wrap(getattr(owner, name)))
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self) -> None:
+        canaries.listen_to_all()
+
     def pytest_unconfigure(self) -> None:
         self._stack.close()
 
@@ -123,6 +129,8 @@ class Suite:
         for where, count in sorted(self.canary.seen.items()):
             terminalreporter.line(f"{where}: {count} characters looked at")
         terminalreporter.line(f"{len(self.canary.leaks)} leaks")
+        for leak in self.canary.leaks[:20]:
+            terminalreporter.line(f"  {leak}")
 
     def _watch_application(self, call: Callable[..., Any]) -> Any:
         @functools.wraps(call)
@@ -203,7 +211,8 @@ class _Logins:
     def __init__(self, canary: Canary, stack: contextlib.ExitStack) -> None:
         self._canary = canary
         self._stack = stack
-        self._kinds = itertools.cycle(_FOR_RABBIT)
+        self._for_rabbit = itertools.cycle(_FOR_RABBIT)
+        self._for_databases = itertools.cycle(_FOR_DATABASES)
         self._users: dict[servers.Broker, dict[str, tuple[str, str]]] = {}
 
     def for_vhosts(self, vhost: Callable[..., Any]) -> Any:
@@ -223,7 +232,7 @@ class _Logins:
 
     def _user_of(self, broker: servers.Broker) -> tuple[str, str]:
         users = self._users.setdefault(broker, {})
-        kind = next(self._kinds)
+        kind = next(self._for_rabbit)
         if kind not in users:
             password = self._canary.password(f"{broker.host}, {kind}", kind)
             name = servers.unique("canary")
@@ -236,14 +245,19 @@ class _Logins:
     def for_databases(self, database: Callable[..., Any]) -> Any:
         @contextlib.contextmanager
         def made() -> Iterator[servers.Database]:
-            with database() as one:
-                user = servers.unique("canary")[-30:]
-                password = self._canary.password(f"user of {one.kind}")
-                with _user(one, user, password):
-                    one.url = one.url_as(user, password)
-                    one._url = one._url.set(username=user, password=password)
+            name = servers.unique("canary")
+            with contextlib.ExitStack() as at_end:
+                with database() as one:
+                    password = self._canary.password(
+                        f"user of {one.kind}", next(self._for_databases)
+                    )
+                    with self._canary.looking_away():
+                        _create_user(one, name, password)
+                    # When what it owns is gone.
+                    at_end.callback(_drop_user, one, name)
+                    one._url = one._url.set(username=name, password=password)
+                    one.url = one.url_as(name, password)
                     yield one
-                    one.kill_connections()
 
         return made
 
@@ -264,26 +278,32 @@ class _Logins:
         return f"{scheme}://nova:{password}@{rest}"
 
 
-@contextlib.contextmanager
-def _user(
-    database: servers.Database, name: str, password: str
-) -> Iterator[None]:
+def _create_user(database: servers.Database, name: str, password: str) -> None:
     if database.kind == "mysql":
-        people = [f"'{name}'@'{host}'" for host in ("%", "localhost")]
-        for one in people:
+        for user in _mysql_users(name):
             database.administer(
-                f"CREATE USER {one} IDENTIFIED BY :password",
+                f"CREATE USER {user} IDENTIFIED BY :password",
                 password=password,
             )
-            database.administer(f"GRANT ALL ON `{database.name}`.* TO {one}")
-        yield
-        for one in people:
-            database.administer(f"DROP USER {one}")
+            database.administer(
+                f"GRANT ALL ON *.* TO {user} WITH GRANT OPTION"
+            )
     else:
         database.administer(
-            f"CREATE ROLE {name} LOGIN PASSWORD :password", password=password
+            f"CREATE ROLE {name} SUPERUSER LOGIN PASSWORD :password",
+            password=password,
         )
         database.administer(f"ALTER DATABASE {database.name} OWNER TO {name}")
-        yield
-        database.administer(f"ALTER DATABASE {database.name} OWNER TO root")
+
+
+def _drop_user(database: servers.Database, name: str) -> None:
+    if database.kind == "mysql":
+        for user in _mysql_users(name):
+            database.administer(f"DROP USER {user}")
+    else:
         database.administer(f"DROP ROLE {name}")
+
+
+def _mysql_users(name: str) -> list[str]:
+    # The second one goes before an anonymous user.
+    return [f"'{name}'@'{host}'" for host in ("%", "localhost")]

@@ -111,6 +111,23 @@ def test_it_hears_every_logger_at_every_level(
     assert len(silent.leaks) == before
 
 
+def test_it_can_look_away(silent: Canary) -> None:
+    with silent.listening(), silent.looking_away():
+        logging.getLogger("nova").error("a %s", silent.password("cell 1"))
+    assert silent.leaks == []
+    assert silent.is_looking
+
+
+def test_levels_are_as_before_when_it_has_listened(silent: Canary) -> None:
+    logger = logging.getLogger("nova")
+    logger.setLevel(logging.ERROR)
+    with silent.listening():
+        logger.debug("a %s", silent.password("cell 1"))
+    assert logger.level == logging.ERROR
+    assert silent.leaks
+    logger.setLevel(logging.NOTSET)
+
+
 def test_it_sees_what_a_handler_would_print_of_a_broken_record(
     silent: Canary,
 ) -> None:
