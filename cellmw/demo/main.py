@@ -44,8 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if u
         )
     )
-    # What ends a demo that runs in the background ends it as Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _end_on_signals()
     try:
         return _run(arguments)
     except (DemoError, exceptions.ConfigurationError) as error:
@@ -124,6 +123,24 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         text = redaction.one_line(redaction.scrub(message))
         self.exit(2, f"{PROGRAM}: {text}\n")
+
+
+def _end_on_signals() -> None:
+    """Let Ctrl-C, and what ends a program in the background, end this one.
+
+    Once: what is to be removed is removed then, and a second signal must
+    not come in between.
+    """
+    ending = False
+
+    def end(number: int, frame: object) -> None:
+        nonlocal ending
+        if not ending:
+            ending = True
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, end)
+    signal.signal(signal.SIGTERM, end)
 
 
 def _run(arguments: argparse.Namespace) -> int:
