@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import tracemalloc
 import uuid
 
@@ -206,6 +207,9 @@ def test_cleared_then_it_learns_again_and_closed_it_does_not() -> None:
 def test_an_instance_takes_250_bytes_at_most(count: int) -> None:
     """Its UUID included, just before and just after a dict has grown."""
     instances = Instances(ttl=30.0, size=count)
+    # What is made once, on first use, belongs to no instance.
+    learn(Instances(ttl=30.0, size=4), int(uuid.uuid4().hex[:4], 16), 7)
+    gc.collect()
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
@@ -216,6 +220,7 @@ def test_an_instance_takes_250_bytes_at_most(count: int) -> None:
             question.asked_at = 1e9
             instances.learn(question, INDEX_MASK)
         del question
+        gc.collect()
         after, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
