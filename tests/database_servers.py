@@ -217,7 +217,8 @@ class PrivateMariaDB(PrivateDatabaseServer):
             "--bind-address=127.0.0.1",
             f"--port={self.port}",
             "--innodb-buffer-pool-size=16M",
-            "--innodb-flush-log-at-trx-commit=0",
+            # With 0, what was written in the last second is lost by a kill.
+            "--innodb-flush-log-at-trx-commit=2",
             "--debug-no-sync",
         ]
 
