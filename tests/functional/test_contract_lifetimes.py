@@ -290,6 +290,18 @@ def test_a_request_that_sent_nothing_refuses_after_its_end_too(
     assert type(refused(context)) is exceptions.TransportReleased
 
 
+@pytest.mark.parametrize("url", [ONE, "none:///", "not a URL"])
+def test_it_is_never_pickled_not_even_when_it_is_over(
+    url: str, api_database: ApiDatabase, make_filter: MakeFilter
+) -> None:
+    instance = api_database.add_instance(api_database.add_cell(url))
+    api = Api()
+    stack.request(make_filter()(api), f"/servers/{instance}")
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        with pytest.raises(TypeError):
+            pickle.dumps(api.contexts[0].mq_connection, protocol)
+
+
 def reached_from(start: object) -> Iterator[object]:
     """All objects that an object keeps alive, by any number of steps.
 
@@ -429,6 +441,29 @@ def test_from_its_first_message_a_request_keeps_one_generation(
 
     answers = cells.request(handler, **options)
     assert answers == ([ONE, "x"], [TWO, "x"], [ONE, "x"], cells.uuids[0])
+    assert cells.request(console_output, **options) == [TWO, "x"]
+
+
+def test_a_request_keeps_its_generation_when_its_connections_die(
+    cells: Cells,
+) -> None:
+    options: dict[str, Any] = {
+        "cell_refresh_interval": "0",
+        "breaker_failures": "0",
+    }
+    broker = testing.broker_of(ONE)
+
+    def handler(context: Any) -> Any:
+        first = console_output(context)
+        broker.refuse()
+        with pytest.raises(exceptions.CellUnavailable):
+            client.cast(context, "reboot_instance")
+        cells.database.change_cell(cells.uuids[0], transport_url=TWO)
+        broker.heal()
+        return first, console_output(context)
+
+    # On a new transport, with the old connection information.
+    assert cells.request(handler, **options) == ([ONE, "x"], [ONE, "x"])
     assert cells.request(console_output, **options) == [TWO, "x"]
 
 
