@@ -102,10 +102,15 @@ class Process:
                 self.pool.sweep,
                 self.closer.watch,
                 self.guards.sweep,
+                runtime.tell_watchers,
             ),
             interval=_interval(settings),
         )
         self._abandoned: collections.deque[Handle] = collections.deque()
+
+    def start(self) -> None:
+        """Start tidying up; the first message does so too."""
+        self._janitor.start()
 
     def here(self) -> Process:
         """The state of the calling process: another one after a fork."""

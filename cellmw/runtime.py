@@ -103,7 +103,14 @@ class Runtime:
         self.current = process
         if inherited is not None and inherited is not process:
             keep_for_ever(inherited)
+        if _registry.watchers:
+            process.start()
         return process
+
+    def tell_watchers(self) -> None:
+        """Let those know that time has passed who watch this process."""
+        for watcher in list(_registry.watchers):
+            watcher()
 
     @classmethod
     def leave_to_parent(cls) -> None:
@@ -149,6 +156,9 @@ class Registry:
         # where there is a choice, see remember().
         self._came_through: dict[int, tuple[Any, Runtime]] = {}
         self.several = False
+        # Called about once a second in each process in which a filter is
+        # used, in a thread of ours.
+        self.watchers: list[Callable[[], None]] = []
 
     def __iter__(self) -> Iterator[Runtime]:
         return iter(list(self._runtimes.values()))

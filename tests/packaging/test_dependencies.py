@@ -20,7 +20,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))[
 # Imported only where their users have them: in extras, or nowhere.
 OPTIONAL = {
     "cellmw.deploy": {"eventlet"},
-    "cellmw.metrics": {"prometheus-client"},
+    "cellmw.metrics.definitions": {"prometheus-client"},
+    "cellmw.metrics.page": {"prometheus-client"},
+    "cellmw.metrics.recorder": {"prometheus-client"},
     "cellmw.testing.pytest_plugin": {"pytest"},
 }
 

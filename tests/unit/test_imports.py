@@ -47,7 +47,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"cellmw.middleware"}),
     frozenset({"cellmw.deploy"}),
     frozenset({"cellmw"}),
-    frozenset({"cellmw.healthcheck", "cellmw.metrics"}),
+    frozenset({"cellmw.healthcheck", "cellmw.metrics.*"}),
     # For users: the top.
     frozenset({"cellmw.testing.*"}),
     frozenset({"cellmw.cli.*"}),

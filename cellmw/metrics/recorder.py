@@ -1,0 +1,226 @@
+# Licensed under the Apache License, Version 2.0; see the file LICENSE.
+"""Adds what the parts of a process have counted to the metrics."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import prometheus_client
+
+from cellmw import redaction, runtime
+from cellmw.durations import Durations
+from cellmw.metrics.definitions import Metrics
+from cellmw.process import Process
+from cellmw.transports.pool import CellTransports
+
+# The label of the cells beyond those that have one of their own, and how many
+# these are where nothing else is said.
+OTHER = "_other"
+MAX_CELLS = 200
+
+# Seconds between two looks in the background, for pages of other processes.
+INTERVAL = 5.0
+
+
+class _Labels:
+    """The names by which cells are known, not more than so many.
+
+    Names of cells are not unique: cells of one name are counted together.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._given: set[str] = set()
+        self._of: dict[str, tuple[str, str]] = {}
+
+    def of(self, cell_uuid: str, cell_name: str | None = None) -> str:
+        """The label of a cell; without a name the one that it has."""
+        text = cell_name or cell_uuid
+        known = self._of.get(cell_uuid)
+        if known is not None and (cell_name is None or known[0] == text):
+            return known[1]
+        label = redaction.one_line(redaction.scrub(text), 100)
+        if label not in self._given:
+            if len(self._given) < self._most:
+                self._given.add(label)
+            else:
+                label = OTHER
+        self._of[cell_uuid] = (text, label)
+        return label
+
+
+_Key = tuple[Any, tuple[str, ...]]
+
+
+class Recorder:
+    """Brings the metrics of this process up to date.  Thread-safe.
+
+    :param max_cells: most cells with a label of their own
+    """
+
+    def __init__(self, max_cells: int = MAX_CELLS) -> None:
+        self.metrics = Metrics()
+        self._labels = _Labels(max_cells)
+        self._lock = threading.Lock()
+        # What has been added already, by its source and what it is.
+        self._counted: dict[tuple[str, _Key], float] = {}
+        self._observed: dict[tuple[str, _Key], Durations] = {}
+        # Gauges that are not 0; one of which nothing is told becomes so.
+        self._shown: dict[_Key, float] = {}
+        self._gauges: dict[_Key, float] = {}
+        self._recorded_at: float | None = None
+
+    def record(self) -> None:
+        """Add what has been counted since the last time."""
+        with self._lock:
+            self._gauges = dict.fromkeys(self._shown, 0.0)
+            for process in _processes():
+                self._record_cells(process)
+                self._record_lookups(process)
+                self._gauge(self.metrics.workers, len(process.workers))
+            for key, value in self._gauges.items():
+                if self._shown.get(key) != value:
+                    _child(key).set(value)
+            self._shown = self._gauges
+            self._recorded_at = time.monotonic()
+
+    def record_now_and_then(self) -> None:
+        """The same, unless it was done a moment ago."""
+        at = self._recorded_at
+        if at is None or time.monotonic() - at >= INTERVAL:
+            self.record()
+
+    def _record_cells(self, process: Process) -> None:
+        metrics = self.metrics
+        # The pool first: a cell that has a transport has a guard, which
+        # knows its name.
+        pool = process.pool.stats()
+        for stats in process.guards.stats():
+            cell = self._labels.of(stats.cell_uuid, stats.cell_name)
+            source = f"{process.runtime_id} {stats.cell_uuid}"
+            self._gauge(metrics.down, stats.down, cell)
+            self._gauge(metrics.under_way, stats.under_way, cell)
+            self._gauge(metrics.waiting, stats.waiting, cell)
+            self._gauge(metrics.stuck, stats.stuck, cell)
+            for metric, value, *labels in (
+                (metrics.sends, stats.sent),
+                (metrics.failures, stats.failed),
+                (metrics.went_down, stats.went_down),
+                (metrics.rejections, stats.refused_down, "down"),
+                (metrics.rejections, stats.refused_busy, "busy"),
+            ):
+                self._count(source, metric, value, cell, *labels)
+            took = metrics.send_seconds
+            self._observe(source, took, stats.casts, cell, "cast")
+            self._observe(source, took, stats.calls, cell, "call")
+        self._gauge(metrics.hanging, pool.hanging)
+        for cell_uuid, transports in pool.cells.items():
+            cell = self._labels.of(cell_uuid)
+            source = f"{process.runtime_id} {cell_uuid}"
+            self._record_transports(transports, cell, source)
+
+    def _record_transports(
+        self, transports: CellTransports, cell: str, source: str
+    ) -> None:
+        metrics = self.metrics
+        self._gauge(metrics.transports, transports.open, cell)
+        self._gauge(metrics.leased, transports.leased, cell)
+        self._gauge(metrics.draining, transports.draining, cell)
+        for metric, value in (
+            (metrics.leases, transports.acquired),
+            (metrics.opens, transports.opened),
+            (metrics.open_failures, transports.failed),
+            (metrics.closes, transports.closed),
+            (metrics.evictions, transports.evicted),
+            (metrics.over_limit, transports.over_limit),
+            (metrics.no_room, transports.refused),
+        ):
+            self._count(source, metric, value, cell)
+
+    def _record_lookups(self, process: Process) -> None:
+        metrics = self.metrics
+        stats = process.directory.stats()
+        self._gauge(metrics.questions_out, stats.questions_out)
+        self._gauge(metrics.questions_waiting, stats.questions_waiting)
+        self._gauge(metrics.unreachable, not stats.reachable)
+        self._gauge(metrics.instances, stats.instances)
+        source = str(process.runtime_id)
+        for metric, value, *labels in (
+            (metrics.lookups, stats.hits, "memory"),
+            (metrics.lookups, stats.misses, "database"),
+            (metrics.lookup_failures, stats.failures),
+        ):
+            self._count(source, metric, value, *labels, exact=False)
+        took = metrics.question_seconds
+        self._observe(source, took, stats.durations)
+
+    def _gauge(self, metric: object, value: float, *labels: str) -> None:
+        key = (metric, labels)
+        self._gauges[key] = self._gauges.get(key, 0.0) + value
+
+    def _count(
+        self,
+        source: str,
+        metric: object,
+        value: float,
+        *labels: str,
+        exact: bool = True,
+    ) -> None:
+        """Count up to a value.
+
+        :param exact: a value that is less than before began anew, as that of
+            a cell which was forgotten.  If not, it was counted without a
+            lock, and some were lost.
+        """
+        key = (metric, labels)
+        before = self._counted.get((source, key), 0.0)
+        if value < before:
+            if not exact:
+                return
+            before = 0.0
+        self._counted[source, key] = value
+        if value > before:
+            _child(key).inc(value - before)
+
+    def _observe(
+        self,
+        source: str,
+        metric: prometheus_client.Histogram,
+        durations: Durations,
+        *labels: str,
+    ) -> None:
+        """Add durations that have been put into classes already.
+
+        prometheus_client's public way takes one duration at a time.
+        """
+        key = (metric, labels)
+        before = self._observed.get((source, key), Durations())
+        if sum(durations.counts) < sum(before.counts):
+            before = Durations()
+        self._observed[source, key] = durations
+        if durations == before:
+            return
+        child = _child(key)
+        for bucket, now, then in zip(
+            child._buckets, durations.counts, before.counts, strict=True
+        ):
+            if now > then:
+                bucket.inc(now - then)
+        child._sum.inc(max(0.0, durations.total - before.total))
+
+
+def _child(key: _Key) -> Any:
+    metric, labels = key
+    return metric.labels(*labels) if labels else metric
+
+
+def _processes() -> Iterator[Process]:
+    """What is alive in this process.  Makes nothing."""
+    for found in runtime.registry():
+        process = found.current
+        if process is not None and process.pid == os.getpid():
+            yield process
