@@ -150,6 +150,24 @@ def test_threads_that_come_at_once_get_one_state(
         assert len({id(each) for each in found}) == 1
 
 
+def test_of_two_states_made_at_once_one_is_used(
+    make: Callable[..., Runtime], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make()
+    barrier = threading.Barrier(2)
+    found: list[Process] = []
+
+    def make_slowly(of: Runtime) -> Process:
+        barrier.wait(PATIENCE)
+        return Process(of)
+
+    monkeypatch.setattr(runtime, "Process", make_slowly)
+    with Threads() as threads:
+        for _ in range(2):
+            threads.start(lambda: found.append(made.process()))
+    assert found[0] is found[1] is made.process()
+
+
 def test_settings_reach_the_parts(make: Callable[..., Runtime]) -> None:
     made = make(
         transport_cache_size=7,
@@ -274,6 +292,8 @@ def test_a_handle_that_is_abandoned_is_released_soon(
 ) -> None:
     made = make()
     process = made.process()
+    # No round comes by itself for as long as the test lasts.
+    process._janitor._interval = 3600
     handle = Handle(process, process.directory.cell(cell_uuid(1)))
     cast(handle)
     with process.pool._lock, process.closer._lock, process.lock:

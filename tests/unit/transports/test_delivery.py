@@ -161,6 +161,24 @@ def test_messages_at_once_leave_the_request_one_transport(
     assert stack.stats.leases == 0
 
 
+def test_of_messages_that_lease_at_once_one_lease_stays() -> None:
+    """Both have opened one before either has given it to the request."""
+    gate = Gate()
+    with Stack(max_size=0) as stack:
+        stack.put(1)
+        stack.transports.on_open = gate.wait
+        with stack.handle() as handle:
+            with Threads() as threads:
+                threads.start(cast, handle)
+                threads.start(cast, handle)
+                gate.await_arrival(2)
+                gate.open()
+            stack.settle()
+            assert len(stack.transports.opened) == 2
+            assert len(stack.transports.left) == 1
+            assert stack.stats.leases == 1
+
+
 def test_a_message_in_flight_keeps_the_transport_after_the_end(
     stack: Stack,
 ) -> None:
@@ -496,6 +514,12 @@ def test_an_error_of_the_callers_own_comes_as_it_is(stack: Stack) -> None:
         with pytest.raises(TypeError) as caught:
             cast(handle)
     assert caught.value is error
+    # Nothing of the worker, whose frames know the URL.
+    frames = [
+        frame.name for frame in traceback.extract_tb(error.__traceback__)
+    ]
+    assert "_send" in frames
+    assert "_send_once" not in frames
     assert len(stack.transports.opened) == 1
     assert stack.guard().stats().failed == 0
     _assert_tells_no_secret(error)

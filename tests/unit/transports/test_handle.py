@@ -335,6 +335,26 @@ def test_released_between_borrowing_and_looking(stack: Stack) -> None:
     assert stack.stats.leases == 0
 
 
+def test_released_just_as_the_borrower_is_put_in(stack: Stack) -> None:
+    class Racing(Handle):
+        """Released by another thread the moment that it has a borrower."""
+
+        @property
+        def _borrower(self) -> Any:
+            return self.__dict__.get("borrower")
+
+        @_borrower.setter
+        def _borrower(self, value: Any) -> None:
+            self.__dict__["borrower"] = value
+            if value is not None:
+                self.release()
+
+    made = Racing(stack, cell(1))
+    with pytest.raises(exceptions.TransportReleased):
+        cast(made)
+    assert stack.stats.leases == 0
+
+
 # After a fork.
 
 
@@ -368,8 +388,10 @@ def test_a_child_that_only_releases_touches_nothing(stack: Stack) -> None:
     with stack.handle() as handle:
         cast(handle)
 
+        _, borrower = handle._borrow()
+
         def child() -> tuple[bool, int]:
-            with stack.pool._lock, stack.lock:
+            with stack.pool._lock, stack.lock, borrower._lock:
                 abandoned = handle.abandon()
                 handle.release()
             return abandoned, stack.stats.leases

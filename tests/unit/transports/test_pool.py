@@ -919,6 +919,8 @@ def test_the_end_comes_though_opening_fails(rig: Rig) -> None:
         _until(lambda: rig.pool._closed)
         gate.open()
     assert ended == [0]
+    # Told so, and not for want of patience.
+    assert rig.pool._all_gone.is_set()
 
 
 def test_the_end_comes_though_closing_hangs(rig: Rig) -> None:
