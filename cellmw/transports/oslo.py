@@ -162,7 +162,19 @@ class _Connection(impl_rabbit.Connection):
         retry: int | None = None,
     ) -> None:
         tries_left = max(0, len(url.hosts) - 1)
-        super().__init__(conf, url, purpose, retry=tries_left)
+        problem = ""
+        try:
+            super().__init__(conf, url, purpose, retry=tries_left)
+        except ValueError as error:
+            if isinstance(error, OSError):
+                raise  # a certificate that is not trusted is one, too
+            # What parses the URL again here quotes what it stumbles over,
+            # which may be a piece of a password.
+            problem = type(error).__name__
+        if problem:
+            raise exceptions.CellMisconfigured(
+                f"its URL cannot be used to connect ({problem})"
+            )
 
 
 def _bound_connecting(transport: RPCTransport) -> None:
