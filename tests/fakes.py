@@ -476,14 +476,19 @@ class Threads:
 
 
 class Gate:
-    """Holds who waits at it until the test opens it."""
+    """Holds who waits at it until the test opens it.
+
+    :ivar held: the threads that have come to it
+    """
 
     def __init__(self) -> None:
         self._arrived = threading.Semaphore(0)
         self._open = threading.Event()
+        self.held: set[int] = set()
 
     def wait(self, *_: object) -> None:
         """Called by who is held."""
+        self.held.add(threading.get_ident())
         self._arrived.release()
         assert self._open.wait(PATIENCE), "nobody has opened the gate"
 

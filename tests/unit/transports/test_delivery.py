@@ -55,6 +55,29 @@ def hasty() -> Iterator[Stack]:
         yield stack
 
 
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
+    """A gate; for a request whose worker stands at it, delivering has taken
+    too long.
+
+    Not before and not later, however fast the machine is.
+    """
+    gate = Gate()
+    real = Job.wait
+    late: set[Job] = set()
+
+    def wait(job: Job, timeout: float | None = None) -> bool:
+        if job in late:
+            # It has been delivered, and now waits for the reply.
+            return real(job, timeout)
+        late.add(job)
+        _until(lambda: job.done or job.thread_id in gate.held)
+        return real(job, 0)
+
+    monkeypatch.setattr(Job, "wait", wait)
+    return gate
+
+
 # What is sent.
 
 
@@ -586,8 +609,9 @@ def test_where_no_thread_can_be_started_it_is_refused(
 # Giving up.
 
 
-def test_what_was_not_written_in_time_never_is(hasty: Stack) -> None:
-    gate = Gate()
+def test_what_was_not_written_in_time_never_is(
+    hasty: Stack, gate: Gate
+) -> None:
     hasty.transports.before_writing = gate.wait
     with hasty.handle() as handle:
         with pytest.raises(exceptions.CellUnavailable, match="longer") as it:
@@ -602,8 +626,9 @@ def test_what_was_not_written_in_time_never_is(hasty: Stack) -> None:
     assert hasty.guard().stats().stuck == 0
 
 
-def test_what_was_being_written_may_have_been(hasty: Stack) -> None:
-    gate = Gate()
+def test_what_was_being_written_may_have_been(
+    hasty: Stack, gate: Gate
+) -> None:
     hasty.transports.on_send = lambda one, sent: gate.wait()
     with hasty.handle() as handle:
         with pytest.raises(exceptions.DeliveryUncertain):
@@ -618,9 +643,8 @@ def test_what_was_being_written_may_have_been(hasty: Stack) -> None:
 
 
 def test_a_transport_that_holds_a_message_serves_nobody_else(
-    hasty: Stack,
+    hasty: Stack, gate: Gate
 ) -> None:
-    gate = Gate()
     hasty.transports.on_send = lambda one, sent: (
         gate.wait() if one is hasty.transports.opened[0] else None
     )
@@ -656,10 +680,9 @@ def test_what_ends_just_as_the_request_gives_up_counts(
 
 
 def test_a_message_revoked_at_the_last_moment_tells_no_inner_error(
-    hasty: Stack, monkeypatch: pytest.MonkeyPatch
+    hasty: Stack, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The worker finds that between the revocation and the last look."""
-    gate = Gate()
     real = Delivery.revoke
 
     def revoke(delivery: Delivery) -> bool:
@@ -684,8 +707,9 @@ class ReplyWaiter:
         return until()
 
 
-def test_a_reply_may_come_later_than_the_message_must(hasty: Stack) -> None:
-    gate = Gate()
+def test_a_reply_may_come_later_than_the_message_must(
+    hasty: Stack, gate: Gate
+) -> None:
 
     def answer(one: Transport, sent: Sent) -> Any:
         ReplyWaiter().wait(gate.wait)
@@ -703,8 +727,9 @@ def test_a_reply_may_come_later_than_the_message_must(hasty: Stack) -> None:
     assert hasty.guard().stats().failures == 0
 
 
-def test_a_reply_that_is_overdue_is_a_timeout(hasty: Stack) -> None:
-    gate = Gate()
+def test_a_reply_that_is_overdue_is_a_timeout(
+    hasty: Stack, gate: Gate
+) -> None:
     hasty.transports.on_send = lambda one, sent: ReplyWaiter().wait(gate.wait)
     with hasty.handle() as handle:
         with pytest.raises(oslo_messaging.MessagingTimeout):
@@ -714,8 +739,7 @@ def test_a_reply_that_is_overdue_is_a_timeout(hasty: Stack) -> None:
     _until(lambda: hasty.guard().stats().under_way == 0)
 
 
-def test_a_cast_is_not_waited_for_any_longer(hasty: Stack) -> None:
-    gate = Gate()
+def test_a_cast_is_not_waited_for_any_longer(hasty: Stack, gate: Gate) -> None:
     hasty.transports.on_send = lambda one, sent: ReplyWaiter().wait(gate.wait)
     with hasty.handle() as handle:
         with pytest.raises(exceptions.DeliveryUncertain):
@@ -746,8 +770,7 @@ def test_a_thread_that_is_ended_leaves_nothing(
     assert stack.stats.leases == 0
 
 
-def test_waiting_in_line_counts_as_well() -> None:
-    gate = Gate()
+def test_waiting_in_line_counts_as_well(gate: Gate) -> None:
     with Stack(max_sends=1, send_timeout=0.2) as stack, Threads() as threads:
         stack.put(1)
         stack.transports.on_send = lambda one, sent: gate.wait()
@@ -762,8 +785,8 @@ def test_waiting_in_line_counts_as_well() -> None:
         with stack.handle() as handle:
             with pytest.raises(exceptions.CellBusy):
                 cast(handle)
-        gate.open()
         threads.join()
+        gate.open()
         _until(lambda: stack.guard().stats().under_way == 0)
 
 
