@@ -14,9 +14,10 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
+from oslo_config import cfg
 from oslo_messaging.transport import RPCTransport
 
 from cellmw import exceptions, redaction
@@ -33,10 +34,26 @@ from cellmw.transports.oslo import OsloTransports
 from cellmw.transports.pool import Pool
 from cellmw.workers import Workers
 
-if TYPE_CHECKING:
-    from cellmw.runtime import Runtime
-
 LOG = logging.getLogger(__name__)
+
+
+class Runtime(Protocol):
+    """What a process needs of the runtime that it belongs to."""
+
+    id: int
+    settings: Settings
+    conf: cfg.ConfigOpts
+    clock: Callable[[], float]
+    known_drivers: frozenset[str]
+
+    def make_engine(self) -> Any:
+        """The engine of the API database."""
+
+    def process(self) -> Process:
+        """The state of the calling process."""
+
+    def tell_watchers(self) -> None:
+        """Let those know that time has passed who watch this process."""
 
 
 class Process:

@@ -144,6 +144,10 @@ class Service:
         self._instances[cell] = self.database.add_instance(cell)
         return cell
 
+    def instance(self, cell: str) -> str:
+        """The instance in a cell."""
+        return self._instances[cell]
+
     def remove_cell(self, cell: str) -> None:
         """Take the cell mapping out of the API database."""
         table = tables.cell_mappings
