@@ -29,7 +29,6 @@ from cellmw.options import Settings
 from cellmw.transports.closer import Closer
 from cellmw.transports.delivery import Borrower, Courier
 from cellmw.transports.guard import Guard, Guards
-from cellmw.transports.handle import Handle
 from cellmw.transports.oslo import OsloTransports
 from cellmw.transports.pool import Pool
 from cellmw.workers import Workers
@@ -115,15 +114,17 @@ class Process:
         )
         self._janitor = Janitor(
             (
-                self._release_abandoned,
+                self._end_abandoned,
                 self.pool.sweep,
                 self.closer.watch,
+                self._close_here,
                 self.guards.sweep,
                 runtime.tell_watchers,
             ),
             interval=_interval(settings),
         )
-        self._abandoned: collections.deque[Handle] = collections.deque()
+        self._abandoned: collections.deque[Borrower] = collections.deque()
+        self._ending = False
 
     def start(self) -> None:
         """Start tidying up; the first message does so too."""
@@ -151,20 +152,25 @@ class Process:
         """
         self.directory.refresh()
 
-    def abandon(self, handle: Handle) -> None:
-        """Release a handle in another thread.  Takes no lock.
+    def abandon(self, borrower: Borrower) -> None:
+        """End a request's hold in another thread.  Takes no lock.
 
         After the shutdown in this one, for then hardly anybody has a lock.
         """
-        self._abandoned.append(handle)
+        self._abandoned.append(borrower)
         self._janitor.wake()
         if self._janitor.stopped:
-            self._release_abandoned()
+            self._end_abandoned()
 
-    def _release_abandoned(self) -> None:
+    def _end_abandoned(self) -> None:
         with contextlib.suppress(IndexError):
             while True:
-                self._abandoned.popleft().release()
+                self._abandoned.popleft().end()
+
+    def _close_here(self) -> None:
+        """Close at the end what there is no other thread for any more."""
+        if self._ending:
+            self.closer.close_here()
 
     def _current(self, cell: Cell) -> Cell:
         """What the cell is now; it may have changed since the request's
@@ -217,10 +223,12 @@ class Process:
         leased = self.pool.close(timeout)
         # At least a moment: closing takes one even where time is up.
         left = max(0.5, deadline - time.monotonic())
+        self._ending = True
+        self._janitor.wake()
         hanging = self.closer.wait(left)
         self.closer.watch()
         self._janitor.stop()
-        self._release_abandoned()
+        self._end_abandoned()
         self.directory.close()
         self.store.close()
         self.workers.close()

@@ -385,8 +385,8 @@ class Stack(Rig):
         self.on_refresh()
         self.keep_only()
 
-    def abandon(self, handle: Handle) -> None:
-        handle.release()
+    def abandon(self, borrower: Borrower) -> None:
+        borrower.end()
 
     @contextlib.contextmanager
     def handle(self, number: int = 1) -> Iterator[Handle]:

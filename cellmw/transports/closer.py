@@ -170,12 +170,34 @@ class Closer:
         :returns: how many are not done
         """
         deadline = time.monotonic() + timeout
+        while True:
+            with self._lock:
+                under_way = list(self._under_way)
+            left = [
+                closing
+                for closing in under_way
+                if not closing.job.wait(deadline - time.monotonic())
+                or closing.transport is not None
+            ]
+            if not left or time.monotonic() >= deadline:
+                return len(left)
+            # What has no thread may be closed by close_here().
+            time.sleep(0.01)
+
+    def close_here(self) -> None:
+        """Close in this thread what no thread could be started for.
+
+        May block for ever.  For the end of a process: some versions of
+        Python (3.12) start no thread then.
+        """
+        while (closing := self._without_thread()) is not None:
+            closing.job.run()
+            closing.job.finish()
+
+    def _without_thread(self) -> _Closing | None:
         with self._lock:
-            under_way = list(self._under_way)
-        left = [
-            closing
-            for closing in under_way
-            if not closing.job.wait(deadline - time.monotonic())
-            or closing.transport is not None
-        ]
-        return len(left)
+            for closing in self._under_way:
+                if closing.job.done and closing.transport is not None:
+                    closing.job = Job(self._close, (closing,))
+                    return closing
+        return None

@@ -132,13 +132,39 @@ class Borrower:
             self._lease = None
         held.release()
 
+    def turn_from(self, lease: Lease) -> None:
+        """Let nobody new have a transport that opens no more connections.
+
+        Those that it has live on, also when the password has been changed,
+        and serve the requests that have sent with this generation.
+        """
+        lease.retire()
+        with self._lock:
+            held = self._lease
+            if (
+                held is None
+                or self._pinned is not None
+                or held.transport is not lease.transport
+            ):
+                return
+            self._lease = None
+        held.release()
+
     def end(self) -> None:
-        """End the request's lease; messages in flight keep their own."""
+        """End the request's lease; messages in flight keep their own.
+
+        A second time does nothing.
+        """
         with self._lock:
             self._ended = True
             held, self._lease = self._lease, None
         if held is not None:
-            held.release()
+            try:
+                held.release()
+            except BaseException:
+                # A signal's handler may raise anywhere.
+                held.release()
+                raise
 
 
 class Delivery:
@@ -172,11 +198,19 @@ class Delivery:
     def run(self) -> Any:
         """Send it, and wait for the reply if there is to be one."""
         try:
+            if self._ended:
+                raise _Revoked  # before a thread was found for it
             return self._send_at_most_twice()
         finally:
-            with self._lock:
-                self._ended = True
-            self._guard.leave(stuck=self._stuck)
+            self.leave()
+
+    def leave(self) -> None:
+        """Give back the message's place in the guard; again does nothing."""
+        with self._lock:
+            if self._ended:
+                return
+            self._ended = True
+        self._guard.leave(stuck=self._stuck)
 
     def revoke(self) -> bool:
         """Whether this message has not been written and never will be."""
@@ -240,11 +274,10 @@ class Delivery:
             self.verdict = oslo.judge(
                 error, answerable=answerable and self.may_be_written
             )
-            if self.verdict in (
-                oslo.Verdict.UNREACHABLE,
-                oslo.Verdict.REFUSED,
-            ):
+            if self.verdict is oslo.Verdict.UNREACHABLE:
                 self._borrower.drop(lease)
+            elif self.verdict is oslo.Verdict.REFUSED:
+                self._borrower.turn_from(lease)
             raise
         finally:
             self._leased = None
@@ -367,7 +400,10 @@ class _Attempt:
         self._reported = False
 
     def start(self, workers: Workers) -> Job:
-        self._job = job = workers.submit(self._delivery.run)
+        # Known before it is started: from then on the worker gives the place
+        # back, whatever ends this thread meanwhile.
+        self._job = job = Job(self._delivery.run, ())
+        workers.start(job)
         return job
 
     def report(
@@ -417,8 +453,8 @@ class _Attempt:
         """
         assert self._job is not None
         if self._job.thread_id is None:
-            # No thread could be started, so nobody gives the place back.
-            self._guard.leave()
+            # No thread could be started, so nobody else gives it back.
+            self._delivery.leave()
             self.report(None)
             return self._error(
                 exceptions.CellBusy, "no thread can be started for it"
@@ -457,10 +493,12 @@ class _Attempt:
         """Something else ended the wait: a server that ends its thread."""
         if self._reported:
             return
-        if self._job is None:
-            self._guard.leave()
+        revoked = self._delivery.revoke()
+        if revoked and (self._job is None or self._job.thread_id is None):
+            # No thread has it yet; one that gets it yet finds that it is not
+            # to be written.
+            self._delivery.leave()
         else:
-            self._delivery.revoke()
             self._delivery.give_up()
         self.report(None)
 

@@ -11,13 +11,14 @@ nothing of this package any more.
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import oslo_messaging
 from oslo_config import cfg
 from oslo_messaging.transport import RPCTransport
 
-from cellmw import exceptions
+from cellmw import exceptions, garbage
 from cellmw.cells.mapping import Cell
 from cellmw.transports.delivery import Borrower, Courier, Outgoing
 
@@ -43,8 +44,8 @@ class Process(Protocol):
     def refresh(self) -> None:
         """Read the cell mappings again, now."""
 
-    def abandon(self, handle: Handle) -> None:
-        """Release a handle in another thread.  Takes no lock."""
+    def abandon(self, borrower: Borrower) -> None:
+        """End a request's hold in another thread.  Takes no lock."""
 
 
 class Handle(RPCTransport):
@@ -79,37 +80,43 @@ class Handle(RPCTransport):
     def _driver(self) -> NoReturn:
         raise exceptions.SendOnly(cell_uuid=self._cell.uuid or None)
 
-    def abandon(self) -> bool:
-        """Have it released soon, by another thread; for finalizers.
-
-        A finalizer runs wherever a thread happens to collect garbage, also
-        while that thread has a lock that :meth:`release` would wait for.
-
-        :returns: whether it was neither released nor its parent's, in a
-            forked child
-        """
-        process = self._process
-        if process is None or process.pid != os.getpid():
-            return False
-        if self._borrower is None:
-            self.release()  # takes no lock
-        else:
-            process.abandon(self)
-        return True
-
     def release(self) -> None:
         """End the request's hold.  Does not block; again does nothing.
 
         A message that is still in flight keeps the transport until that
-        message is done.
+        message is done.  Where the calling thread is in the middle of a
+        collection of garbage, another thread ends the hold a moment later.
         """
         # In this order, and the other way round in _borrow: of a release and
         # a first message at the same time one sees what the other has done.
         process, self._process = self._process, None
         borrower, self._borrower = self._borrower, None
-        # In a forked child it is the parent's, lock and lease.
-        if borrower and process and process.pid == os.getpid():
-            borrower.end()
+        if borrower is None or process is None:
+            return
+        try:
+            _end(borrower, process, soon=garbage.is_collected_here())
+        except BaseException:
+            # A signal's handler may raise anywhere; ending twice is once.
+            _end(borrower, process, soon=False)
+            raise
+
+    def abandon(self) -> bool:
+        """Have it released soon, by another thread; for finalizers.
+
+        A finalizer runs wherever a thread happens to let go of the last
+        reference, also while that thread has a lock that :meth:`release`
+        would wait for.
+
+        :returns: whether it was neither released nor its parent's, in a
+            forked child
+        """
+        process, self._process = self._process, None
+        borrower, self._borrower = self._borrower, None
+        if process is None or process.pid != os.getpid():
+            return False
+        if borrower is not None:
+            _end(borrower, process, soon=True)
+        return True
 
     def _send(
         self,
@@ -217,6 +224,17 @@ class Handle(RPCTransport):
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError("mq_connection belongs to its request: no pickling")
+
+
+def _end(borrower: Borrower, process: Process, *, soon: bool) -> None:
+    # In a forked child it is the parent's, lock and lease.  At the end of an
+    # interpreter threads that were stopped have locks, and none is started.
+    if process.pid != os.getpid() or sys.is_finalizing():
+        return
+    if soon:
+        process.abandon(borrower)
+    else:
+        borrower.end()
 
 
 def runtime_id_of(transport: object) -> int | None:

@@ -121,9 +121,18 @@ class Lease:
         Who has a lease on it finds that in :attr:`given_up`.  The lease
         itself is still to be released.
         """
+        entry = self._entry
+        if entry is not None and self._pool._pid == os.getpid():
+            entry.given_up = True
+            self.retire()
+
+    def retire(self) -> None:
+        """Let nobody new have this transport.
+
+        Who has a lease on it keeps it.
+        """
         pool, entry = self._pool, self._entry
         if entry is not None and pool._pid == os.getpid():
-            entry.given_up = True
             pool._retire([entry])
 
     @property

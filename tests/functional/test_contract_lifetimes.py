@@ -676,3 +676,69 @@ def test_target_cell_with_several_runtimes_wants_to_know_which(
     with pytest.raises(LookupError, match="several"):
         with cellmw.target_cell(Foreign(), sites.uuid):
             pytest.fail("entered")
+
+
+# Each as a script that a process runs to its end: the client has gone in the
+# middle of the response, and what was streaming it is left to the collector.
+_STREAMS = """
+    import sys, oslo_messaging
+    from cellmw import filter_factory, rpc, target_cell
+    from tests.functional import stack
+
+    database = stack.ApiDatabase(sys.argv[1])
+    cell = database.add_cell("cellmw-memory://host/v")
+    instance = database.add_instance(cell)
+    client = rpc.get_client(oslo_messaging.Target(topic="t", server="s"))
+
+    class Stream:
+        def __init__(self, context):
+            self._chunks = self.run(context)
+
+        def __iter__(self):
+            return self._chunks
+
+        def run(self, context):
+            {send}
+
+    def api(environ, start_response):
+        start_response("200 OK", [])
+        return Stream(environ["cellmw.context"])
+
+    served = filter_factory(
+        {{}},
+        oslo_config_config=stack.configuration(),
+        api_database_connection=sys.argv[1],
+    )(api)
+    body = served(
+        stack.environ_of(f"/servers/{{instance}}"), lambda *args: None
+    )
+    next(iter(body))
+    {leave}
+    print("done")
+"""
+_OF_ITS_OWN = """with target_cell(context, cell) as other:
+                client.cast(other, "ping")
+                yield b"chunk"
+                yield b"chunk"
+"""
+_OF_THE_REQUEST = """client.cast(context, "ping")
+            yield b"chunk"
+            yield b"chunk"
+"""
+
+
+@pytest.mark.parametrize(
+    "send,leave",
+    [
+        (_OF_ITS_OWN, "body.close(); del body"),
+        (_OF_ITS_OWN, "pass"),
+        (_OF_THE_REQUEST, "pass"),
+        (_OF_THE_REQUEST, "kept = [body]; kept.append(kept); del body"),
+    ],
+)
+def test_a_process_ends_whatever_is_still_leased(
+    api_database: ApiDatabase, send: str, leave: str
+) -> None:
+    """At the end of an interpreter no thread can be started any more."""
+    script = _STREAMS.format(send=send, leave=leave)
+    assert stack.run_python(script, api_database.url).endswith("done\n")

@@ -20,7 +20,8 @@ PACKAGE = "cellmw"
 # may import each other.  A new module is added where it belongs.
 LAYERS: tuple[frozenset[str], ...] = (
     # Values and helpers that know nothing of cells.
-    frozenset({"cellmw.redaction.*", "cellmw.forks", "cellmw.durations"}),
+    frozenset({"cellmw.redaction.*", "cellmw.forks", "cellmw.garbage"}),
+    frozenset({"cellmw.durations"}),
     frozenset({"cellmw.exceptions", "cellmw.workers"}),
     frozenset({"cellmw.instance_path", "cellmw.janitor"}),
     frozenset({"cellmw.options"}),

@@ -448,6 +448,31 @@ def test_the_end_comes_though_closing_hangs(
     _until(lambda: process.pool.stats().total.closed == 1)
 
 
+def test_the_end_closes_all_where_no_thread_can_be_started_any_more(
+    make: Callable[..., Runtime],
+    rows: Rows,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As at the end of a process on Python 3.12."""
+    for number in (2, 3):
+        rows.put(number)
+    made = make()
+    for number in (1, 2, 3):
+        with handle_of(made, number) as handle:
+            cast(handle)
+    process = made.process()
+    process.workers.close()
+
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    with Records():
+        assert made.close(PATIENCE) == 0
+    assert process.pool.stats().total.closed == 3
+    assert not process.closer.wait(0)
+
+
 def test_the_end_in_the_middle_of_traffic(
     make: Callable[..., Runtime],
 ) -> None:

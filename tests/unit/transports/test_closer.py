@@ -214,3 +214,19 @@ def test_what_no_thread_can_be_started_for_is_closed_later(
     assert transport.closed == 1
     assert closer.closed == 1
     workers.close()
+
+
+def test_what_no_thread_can_be_started_for_is_closed_by_who_offers_itself(
+    records: Records,
+) -> None:
+    closer = Closer(NoThreads())
+    transports = [Transport(), Transport(error=OSError("x")), Transport()]
+    for transport in transports:
+        closer.close(transport, CELL)
+    assert closer.wait(0) == 3
+    closer.close_here()
+    closer.close_here()
+    assert [transport.closed for transport in transports] == [1] * 3
+    assert closer.wait(0) == 0
+    assert transports[0].thread is threading.current_thread()
+    assert (closer.closed, closer.failed) == (3, 1)

@@ -18,7 +18,7 @@ from oslo_config import cfg
 from cellmw import exceptions
 from cellmw.cells.mapping import Cell
 from cellmw.transports.delivery import Delivery
-from cellmw.workers import Job
+from cellmw.workers import Job, Workers
 from tests.fakes import (
     PASSWORD,
     PATIENCE,
@@ -507,6 +507,32 @@ def test_refused_credentials_that_are_no_others_fail(stack: Stack) -> None:
     _assert_tells_no_secret(caught.value)
 
 
+def test_refused_credentials_leave_others_the_connections_that_they_have(
+    stack: Stack,
+) -> None:
+    """A broker whose password is changed ends no connection for it."""
+    with stack.handle() as before, stack.handle() as after:
+        cast(before)
+        used = stack.transports.opened[0]
+
+        def refuse(one: Transport) -> None:
+            # All its connections are in use: it wants another one.
+            if one.generation is generation(1, 0):
+                raise amqp.exceptions.AccessRefused("login refused")
+
+        def rotate() -> None:
+            stack.put(1, state=1)
+
+        stack.transports.before_writing = refuse
+        stack.on_refresh = rotate
+        cast(after)
+        stack.transports.before_writing = lambda one: None
+        cast(before)
+    assert len(used.sent) == 2
+    assert len(stack.transports.sent) == 3
+    assert stack.open_cells() == ([1] if stack.cached else [])
+
+
 @pytest.mark.parametrize(
     "kind", [exceptions.LookupFailed, exceptions.CellNotFound]
 )
@@ -767,6 +793,33 @@ def test_a_thread_that_is_ended_leaves_nothing(
     _until(lambda: stack.guard().stats().under_way == 0)
     assert stack.transports.sent == []
     assert stack.guard().stats().failures == 0
+    assert stack.stats.leases == 0
+
+
+@pytest.mark.parametrize("handed_over", [False, True])
+def test_a_thread_that_is_ended_while_it_hands_over_leaves_nothing(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch, handed_over: bool
+) -> None:
+    """The place is given back, and not by both of the threads."""
+    real = Workers.start
+
+    def start(workers: Workers, job: Job) -> None:
+        if handed_over:
+            real(workers, job)
+        raise KeyboardInterrupt
+
+    with stack.handle() as handle:
+        cast(handle)
+        monkeypatch.setattr(Workers, "start", start)
+        with pytest.raises(KeyboardInterrupt):
+            cast(handle)
+        monkeypatch.undo()
+        _until(lambda: stack.guard().stats().under_way == 0)
+        # Whatever the worker does yet, it does before this one.
+        _until(lambda: not stack.workers.busy)
+        assert stack.guard().stats().under_way == 0
+        cast(handle)
+    assert stack.guard().stats().under_way == 0
     assert stack.stats.leases == 0
 
 

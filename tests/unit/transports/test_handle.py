@@ -21,7 +21,9 @@ from oslo_messaging.transport import RPCTransport
 from cellmw import exceptions
 from cellmw.cells.mapping import Cell
 from cellmw.transports import oslo
+from cellmw.transports.delivery import Borrower
 from cellmw.transports.handle import Handle, runtime_id_of
+from cellmw.transports.pool import Lease
 from tests.fakes import (
     PASSWORD,
     Gate,
@@ -259,14 +261,67 @@ def test_a_finalizer_that_abandons_it_waits_for_no_lock(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Garbage is collected wherever: also by who has one of the locks."""
-    later: list[Handle] = []
+    later: list[Borrower] = []
     monkeypatch.setattr(stack, "abandon", later.append)
     handle = Handle(stack, cell(1))
     cast(handle)
     with stack.pool._lock, stack.closer._lock, stack.lock:
         assert handle.abandon()
-    assert later == [handle]
-    handle.release()
+    (borrower,) = later
+    borrower.end()
+    assert stack.stats.leases == 0
+
+
+class Stream:
+    """One that nobody reads to its end; only the collector finds it."""
+
+    def __init__(self, handle: Handle) -> None:
+        self._chunks = self._run(handle)
+        next(self._chunks)
+
+    def _run(self, handle: Handle) -> Iterator[Stream]:
+        try:
+            yield self
+        finally:
+            handle.release()
+
+
+def test_the_collector_that_releases_it_waits_for_no_lock(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever collects may have one of the locks just then."""
+    later: list[Borrower] = []
+    monkeypatch.setattr(stack, "abandon", later.append)
+    handle = Handle(stack, cell(1))
+    cast(handle)
+    gc.collect()
+    with stack.pool._lock, stack.closer._lock, stack.lock:
+        Stream(handle)
+        gc.collect()
+    (borrower,) = later
+    assert repr(handle).endswith("released>")
+    borrower.end()
+    assert stack.stats.leases == 0
+
+
+def test_an_exception_in_the_middle_of_the_release_leaves_no_lease(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal's handler raises wherever it strikes."""
+    real = Lease.release
+    strikes = iter([True, False])
+
+    def release(lease: Lease) -> None:
+        if next(strikes):
+            raise KeyboardInterrupt
+        real(lease)
+
+    handle = Handle(stack, cell(1))
+    cast(handle)
+    monkeypatch.setattr(Lease, "release", release)
+    with pytest.raises(KeyboardInterrupt):
+        handle.release()
+    assert stack.stats.leases == 0
 
 
 @pytest.mark.parametrize("sends", [0, 1])

@@ -543,6 +543,25 @@ def test_a_rotation_misses_nobody_who_is_just_booking(cache: Rig) -> None:
     assert cache.open_cells() == []
 
 
+def test_who_comes_while_the_old_ones_are_retired_is_told(
+    cache: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rotation has seen what is cached, and does not look again."""
+    alone: list[bool] = []
+    real = cache.pool._retire
+
+    def retire(entries: list[Any]) -> None:
+        with cache.leased(1, state=0) as late:
+            alone.append(late.one_request)
+        real(entries)
+
+    monkeypatch.setattr(cache.pool, "_retire", retire)
+    cache.pool.keep_only({cell_uuid(1): generation(1, 1)})
+    monkeypatch.undo()
+    assert alone == [True]
+    assert cache.open_cells() == []
+
+
 def test_a_transport_that_is_given_up_serves_nobody_new(rig: Rig) -> None:
     dead = rig.acquire()
     other = dead.share()
@@ -663,6 +682,21 @@ def test_nothing_foreign_is_called_under_the_lock(max_size: int) -> None:
         with rig.leased(4), rig.leased(5), rig.leased(6):
             rig.pool.keep_only({})
         rig.pool.sweep()
+
+
+def test_what_the_cells_were_before_is_let_go_after_the_lock() -> None:
+    """The last of a generation may go with it, and what it is known by."""
+    with Rig() as rig:
+        before = Generation.of(cell_uuid(7), Secret("rabbit://u:p@h/before"))
+        locked: list[bool] = []
+        weakref.finalize(
+            before, lambda: locked.append(rig.pool._lock.locked())
+        )
+        rig.pool.keep_only({cell_uuid(7): before})
+        del before
+        assert not locked
+        rig.pool.keep_only({})
+        assert locked == [False]
 
 
 # Time.
@@ -878,6 +912,24 @@ def test_the_end_waits_for_what_is_leased(rig: Rig) -> None:
         assert not ended
         more.release()
     assert ended == [0]
+
+
+def test_the_end_is_told_of_the_last_release_and_of_no_other(
+    rig: Rig,
+) -> None:
+    """Or it would come too early, or not before its time is up."""
+    lease = rig.acquire(1)
+    other = rig.acquire(2)
+    assert rig.pool.close(0) == 2
+    lease.release()
+    assert not rig.pool._all_gone.is_set()
+    other.release()
+    assert rig.pool._all_gone.is_set()
+
+
+def test_the_end_of_a_pool_without_leases_waits_for_nothing(rig: Rig) -> None:
+    assert rig.pool.close(0) == 0
+    assert rig.pool._all_gone.is_set()
 
 
 def test_the_end_tells_what_is_still_leased(rig: Rig) -> None:
