@@ -5,10 +5,11 @@ Reads a line of JSON: ``port``, ``paths`` (a list of paths for each cell) and
 ``groups`` of clients, each with its ``cells``, how many ``clients`` there are
 and their ``rate`` (requests in a second, all of them together).  Each client
 makes one request after another, for one of its cells by chance, none sooner
-than its part of the rate allows.  When its input ends, so do they; then it
-prints what became of each request, as JSON: the cell's number, when it was
-sent and for how many seconds it took (by the monotonic clock, which all
-processes of a machine share), and the status, 0 where there was no answer.
+than its part of the rate allows.  It says ``ready`` when they begin.  When its
+input ends, so do they; then it prints what became of each request, as JSON:
+the cell's number, when it was sent and for how many seconds it took (by the
+monotonic clock, which all processes of a machine share), and the status, 0
+where there was no answer.
 """
 
 from __future__ import annotations
@@ -80,6 +81,8 @@ def main() -> None:
     clients = Clients(**wanted)
     for thread in clients.threads:
         thread.start()
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
     sys.stdin.read()
     clients.stop()
     json.dump(clients.done, sys.stdout)

@@ -352,6 +352,8 @@ class Api:
         )
         marks = []
         try:
+            assert clients.line() == "ready"
+            # For as long as no client is late for its first request.
             time.sleep(1.0)
             marks.append(("before", time.monotonic()))
             time.sleep(seconds)
