@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
-from types import GeneratorType
 from typing import TYPE_CHECKING, Any
 
 import webob
@@ -61,7 +60,8 @@ class CellMW:
         )
         self._pass_on_failure = settings.on_lookup_failure == "pass"
         self._looks_left = _LOOKS_FOR_OTHER_KEY
-        self._told_of_context = False
+        self._first_other_key = _Once()
+        self._first_no_attributes = _Once()
 
     def __call__(
         self, environ: WSGIEnvironment, start_response: StartResponse
@@ -93,8 +93,12 @@ class CellMW:
         try:
             context.mq_connection = handle
             context.cell_uuid = cell_uuid
-        except (AttributeError, TypeError):
-            return self._no_attributes(context)(environ, start_response)
+        except Exception as error:
+            # One of the two may be on it already.
+            if handle is not None:
+                handle.release()
+            answer = self._no_attributes(context, error)
+            return answer(environ, start_response)
         if self._registry.several:
             self._registry.remember(context, self._runtime)
         _know_files_again(environ)
@@ -134,27 +138,48 @@ class CellMW:
         for key, value in environ.items():
             if isinstance(value, oslo_context.RequestContext):
                 self._looks_left = 0
-                LOG.warning(
-                    "Nothing stands in the environ under %r, but a request "
-                    "context stands under %r. If that is the service's own, "
-                    "set context_key = %s in the filter's section.",
-                    self._context_key,
-                    redaction.one_line(key),
-                    redaction.one_line(key),
-                )
+                if self._first_other_key():
+                    self._tell_of_other_key(redaction.one_line(key))
                 return
 
-    def _no_attributes(self, context: object) -> webob.Response:
-        if not self._told_of_context:
-            self._told_of_context = True
+    def _tell_of_other_key(self, key: str) -> None:
+        LOG.warning(
+            "Nothing stands in the environ under %r, but a request "
+            "context stands under %r. If that is the service's own, "
+            "set context_key = %s in the filter's section.",
+            self._context_key,
+            key,
+            key,
+        )
+
+    def _no_attributes(
+        self, context: object, error: Exception
+    ) -> webob.Response:
+        if self._first_no_attributes():
             LOG.error(
                 "The request context under context_key = %s is a %s and "
-                "takes no attributes, so requests for instances get 500. "
-                "Point context_key to the service's request context.",
+                "takes no attributes (%s), so requests for instances get "
+                "500. Point context_key to the service's request context.",
                 self._context_key,
                 type(context).__qualname__,
+                type(error).__qualname__,
             )
         return _fault(500, "computeFault", _INTERNAL)
+
+
+class _Once:
+    """Says yes the first time that it is asked, to one thread only."""
+
+    __slots__ = ("_answers",)
+
+    def __init__(self) -> None:
+        self._answers = [True]
+
+    def __call__(self) -> bool:
+        try:
+            return self._answers.pop()  # one step: no other thread between
+        except IndexError:
+            return False
 
 
 def _unavailable(error: exceptions.CellMWError) -> webob.Response:
@@ -226,17 +251,34 @@ def _wrap(
 ) -> Iterable[bytes]:
     """Give a body that is still to come an end, but for a server's file.
 
-    Where there is nothing to release, only a generator is wrapped: an
-    application that is one raises when it is iterated.
+    Where there is nothing to release, it is wrapped only as long as the
+    response has not started: an error in it may yet be answered.
     """
-    if handle is None and not isinstance(body, GeneratorType):
+    if handle is None and called:
         return body
-    if _is_servers_file(body, environ.get("wsgi.file_wrapper")):
+    try:
+        if _is_servers_file(body, environ.get("wsgi.file_wrapper")):
+            if handle is not None:
+                handle.release()
+            return body
+        # The class is asked, as len() does: a __getattr__ has no say.
+        wrapper = _SizedBody if hasattr(type(body), "__len__") else _Body
+        return wrapper(body, environ, start_response, called, handle)
+    except BaseException:
+        # The server gets nothing that it could close.
+        _end(body, handle)
+        raise
+
+
+def _end(body: object, handle: Handle | None) -> None:
+    """Close the application's body, and release the handle."""
+    try:
+        close = getattr(body, "close", None)
+        if close is not None:
+            close()
+    finally:
         if handle is not None:
             handle.release()
-        return body
-    wrapper = _SizedBody if hasattr(body, "__len__") else _Body
-    return wrapper(body, environ, start_response, called, handle)
 
 
 class _FileWrapper:
@@ -291,7 +333,7 @@ class _Body:
         called: list[bool],
         handle: Handle | None,
     ) -> None:
-        self._body: Iterable[bytes] | None = body
+        self._body = body
         self._iterator: Iterator[bytes] | None = None
         self._environ = environ
         self._start_response = start_response
@@ -304,7 +346,7 @@ class _Body:
     def __next__(self) -> bytes:
         try:
             if self._iterator is None:
-                self._iterator = iter(self._body or ())
+                self._iterator = iter(self._body)
             return next(self._iterator)
         except exceptions.CellMWError as error:
             answer = _answer_to(error, self._called)
@@ -315,15 +357,11 @@ class _Body:
 
     def close(self) -> None:
         """Close the application's body, and release the handle."""
-        body, self._body = self._body, None
+        body, self._body = self._body, ()
         try:
-            close = getattr(body, "close", None)
-            if close is not None:
-                close()
+            _end(body, self._handle)
         finally:
             self._iterator = None
-            if self._handle is not None:
-                self._handle.release()
 
     def __del__(self) -> None:
         handle = self._handle
@@ -341,5 +379,13 @@ class _SizedBody(_Body):
 
     __slots__ = ()
 
+    def __iter__(self) -> Iterator[bytes]:
+        # One without a length: list() would ask for it, and a length that
+        # raises is the body's, not its iterator's.
+        return iter(self.__next__, self)
+
+    def __bool__(self) -> bool:
+        return bool(self._body)
+
     def __len__(self) -> int:
-        return len(self._body)  # type: ignore[arg-type]
+        return len(self._body)  # type: ignore[arg-type]  # only where it has

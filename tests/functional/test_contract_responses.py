@@ -350,6 +350,40 @@ def test_closing_the_body_may_raise(
     assert body.closed == 1
 
 
+def test_a_body_may_be_false(cell: Cell) -> None:
+    class FalseBody(Body):
+        def __bool__(self) -> bool:
+            return False
+
+    sent = cell.handled(answering(FalseBody([b"te", b"xt"])))
+    assert sent.endswith(b"\r\n\r\ntext")
+
+
+def test_a_bodys_length_may_raise(cell: Cell) -> None:
+    class NoLength(Body):
+        def __len__(self) -> int:
+            raise TypeError("not known")
+
+    sent = cell.handled(answering(NoLength([b"te", b"xt"])))
+    assert b"200 OK" in sent
+    assert sent.endswith(b"\r\n\r\ntext")
+
+
+def test_looking_at_the_body_may_raise(cell: Cell) -> None:
+    class Raising(Body):
+        def __getattribute__(self, name: str) -> Any:
+            if name == "__class__":
+                raise RuntimeError("when looked at")
+            return super().__getattribute__(name)
+
+    body = Raising([b"a"])
+    environ = {"wsgi.file_wrapper": ServersFile}
+    with pytest.raises(RuntimeError, match="when looked at"):
+        cell.start(answering(body), environ=environ)
+    assert cell.leases() == 0
+    assert body.closed == 1
+
+
 def test_making_the_bodys_iterator_may_raise(cell: Cell) -> None:
     class Raising(Body):
         def __iter__(self) -> Iterator[bytes]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ import webob
 from oslo_config import cfg
 from oslo_context import context as oslo_context
 
-from cellmw import exceptions, options
+from cellmw import exceptions, middleware, options
 from cellmw.cells.mapping import CELL0_UUID, Cell
 from cellmw.context import RequestContext
 from cellmw.middleware import CellMW
@@ -256,6 +258,244 @@ def test_the_environ_is_the_servers_and_nothing_else_is_put_in_it(
     assert all(environ[name] is value for name, value in before.items())
 
 
+# Bodies of every kind
+
+
+class Body:
+    """Two chunks, and a note of how often it was closed."""
+
+    closed = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield b"te"
+        yield b"xt"
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class FalseBody(Body):
+    """As a ``requests.Response`` with 404 is."""
+
+    def __bool__(self) -> bool:
+        return False
+
+
+class EmptyLooking(Body):
+    def __len__(self) -> int:
+        return 0
+
+
+class NoLengthAfterAll(Body):
+    def __len__(self) -> int:
+        raise TypeError("not known")
+
+
+class BrokenLength(Body):
+    def __bool__(self) -> bool:
+        return True
+
+    def __len__(self) -> int:
+        raise RuntimeError("not known")
+
+
+class NoOtherAttributes(Body):
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+
+class Proxy(Body):
+    """Has a length for who asks the instance; ``len()`` asks the class."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr([], name)
+
+
+BODIES = [
+    Body,
+    FalseBody,
+    EmptyLooking,
+    NoLengthAfterAll,
+    BrokenLength,
+    NoOtherAttributes,
+    Proxy,
+]
+
+
+def starting(start_response: Any) -> None:
+    start_response("200 OK", [("Content-Type", "text/plain")])
+
+
+def answering(body: object) -> Any:
+    def application(environ: Any, start_response: Any) -> Any:
+        starting(start_response)
+        return body
+
+    return application
+
+
+def serve(application: Any, environ: dict[str, Any]) -> Any:
+    """What the server gets to iterate and to close."""
+    return filtered(application)(environ, lambda *args: None)  # type: ignore[arg-type]  # needs none
+
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_a_body_is_sent_whatever_its_truth_and_its_length_are(
+    kind: type[Body],
+) -> None:
+    body = kind()
+    given = serve(answering(body), environ_of())
+    assert given is not body
+    sent = []
+    for chunk in given:  # which asks for no length
+        sent.append(chunk)  # noqa: PERF402  # list() would
+    assert sent == [b"te", b"xt"]
+    given.close()
+    assert body.closed == 1
+
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_what_a_server_makes_of_a_bodys_iterator_asks_for_no_length(
+    kind: type[Body],
+) -> None:
+    given = serve(answering(kind()), environ_of())
+    assert list(iter(given)) == [b"te", b"xt"]
+    given.close()
+
+
+@pytest.mark.parametrize("kind", [EmptyLooking, BrokenLength, Proxy])
+def test_a_wrapped_bodys_truth_is_its_own(kind: type[Body]) -> None:
+    given = serve(answering(kind()), environ_of())
+    assert bool(given) is bool(kind())
+    given.close()
+
+
+@pytest.mark.parametrize("kind", [Body, FalseBody, EmptyLooking])
+def test_a_body_that_is_closed_has_nothing_more(kind: type[Body]) -> None:
+    given = serve(answering(kind()), environ_of())
+    assert next(iter(given)) == b"te"
+    given.close()
+    assert list(given) == []
+    if kind is EmptyLooking:
+        assert len(given) == 0
+    given.close()
+
+
+@pytest.mark.parametrize("path", [PATH, "/servers"])
+def test_no_body_at_all_is_the_servers_error(path: str) -> None:
+    given = serve(answering(None), environ_of(path))
+    with pytest.raises(TypeError):
+        list(given)
+
+
+class Lying(Body):
+    """What the filter asks of it first raises."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "__class__":
+            raise RuntimeError("asked")
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize("path", [PATH, "/servers"])
+def test_a_body_that_the_server_never_gets_is_closed(path: str) -> None:
+    body = Lying()
+
+    def application(environ: Any, start_response: Any) -> Any:
+        return body
+
+    environ = environ_of(path, {"wsgi.file_wrapper": type("File", (), {})})
+    with pytest.raises(RuntimeError, match="asked"):
+        serve(application, environ)
+    assert body.closed == 1
+    if path == PATH:
+        assert released(environ[KEY].mq_connection)
+
+
+def released(handle: Handle) -> bool:
+    return repr(handle).endswith(", released>")
+
+
+class ClassApplication:
+    """PEP 3333's application that is a class."""
+
+    def __init__(self, environ: Any, start_response: Any) -> None:
+        self.start_response = start_response
+
+    def __iter__(self) -> Iterator[bytes]:
+        self.first()
+        yield b"text"
+
+    def first(self) -> None:
+        raise exceptions.CellBusy
+
+
+class IteratorApplication(ClassApplication):
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        self.first()
+        raise StopIteration
+
+
+class SizedApplication(ClassApplication):
+    def __len__(self) -> int:
+        return 1
+
+
+class StartedApplication(IteratorApplication):
+    def first(self) -> None:
+        starting(self.start_response)
+        super().first()
+
+
+def mapping_application(environ: Any, start_response: Any) -> Any:
+    def chunk(number: int) -> bytes:
+        raise exceptions.CellBusy
+
+    return map(chunk, [1])
+
+
+@pytest.mark.parametrize("path", [PATH, "/servers"])
+@pytest.mark.parametrize(
+    "application",
+    [
+        ClassApplication,
+        IteratorApplication,
+        SizedApplication,
+        mapping_application,
+    ],
+)
+def test_an_error_of_a_lazy_application_is_503(
+    path: str, application: Any
+) -> None:
+    response = run(filtered(application), environ_of(path))
+    assert response.status_int == 503
+    assert "Retry-After" in response.headers
+    fault = json.loads(response.body)["serviceUnavailable"]
+    assert fault["code"] == 503
+
+
+@pytest.mark.parametrize("path", [PATH, "/servers"])
+def test_an_error_after_a_lazy_start_is_raised(path: str) -> None:
+    given = serve(StartedApplication, environ_of(path))
+    with pytest.raises(exceptions.CellBusy):
+        next(iter(given))
+    given.close()
+
+
+def test_what_has_started_and_holds_nothing_goes_through_unwrapped() -> None:
+    for body in (Body(), iter([b"a"]), (chunk for chunk in [b"a"])):
+        assert serve(answering(body), environ_of("/servers")) is body
+
+
+def test_a_servers_file_goes_through_unwrapped_before_the_start() -> None:
+    body = Body()
+    environ = environ_of("/servers", {"wsgi.file_wrapper": Body})
+    assert serve(lambda e, s: body, environ) is body
+
+
 # Contexts that cannot be used, or stand elsewhere
 
 
@@ -278,6 +518,103 @@ def test_a_context_without_attributes_is_told_of_once_a_filter(
             assert json.loads(response.body)["computeFault"]["code"] == 500
     assert [level for level, _ in messages(caplog)] == ["ERROR", "ERROR"]
     assert all("context_key" in text for _, text in messages(caplog))
+
+
+class HalfContext:
+    """Takes the one, and raises for the other."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        self.mq_connection: Any = None
+
+    @property
+    def cell_uuid(self) -> str:
+        return ""
+
+    @cell_uuid.setter
+    def cell_uuid(self, value: object) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error", [AttributeError(), TypeError(), ValueError(), RuntimeError()]
+)
+def test_a_context_that_takes_one_of_two_keeps_no_live_connection(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    context = HalfContext(error)
+    response = run(filtered(), environ_of(PATH, {KEY: context}))
+    assert response.status_int == 500
+    assert released(context.mq_connection)
+    ((level, text),) = messages(caplog)
+    assert level == "ERROR"
+    assert f"context_key = {KEY}" in text
+    assert type(error).__name__ in text
+
+
+def test_a_context_that_raises_is_500_where_there_is_no_connection() -> None:
+    runtime = Runtime()
+    runtime.answer = None
+    context = HalfContext(ValueError())
+    response = run(filtered(runtime=runtime), environ_of(PATH, {KEY: context}))
+    assert response.status_int == 500
+    assert context.mq_connection is None
+
+
+def between_lines(
+    way: Callable[[], object], other: Callable[[], object], skip: int
+) -> bool:
+    """Do the other before a line of the filter's, as a thread may.
+
+    :param skip: before how many lines it is not done
+    :returns: whether there was such a line
+    """
+    left = skip
+    before = sys.gettrace()
+
+    def trace(frame: FrameType, event: str, arg: object) -> Any:
+        nonlocal left
+        if frame.f_code.co_filename != middleware.__file__:
+            return None
+        if event == "line":
+            left -= 1
+            if left == -1:
+                sys.settrace(None)
+                other()
+        return trace
+
+    sys.settrace(trace)
+    try:
+        way()
+    finally:
+        sys.settrace(before)
+    return left < 0
+
+
+@pytest.mark.parametrize(
+    "path, values",
+    [
+        ("/servers", {"nova.context": oslo_context.RequestContext()}),
+        (PATH, {KEY: {}}),
+    ],
+)
+def test_two_requests_at_once_tell_once(
+    path: str, values: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    skip = 0
+    while True:
+        application = filtered()
+
+        def request(application: CellMW = application) -> object:
+            return run(application, environ_of(path, values))
+
+        caplog.clear()
+        met = between_lines(request, request, skip)
+        assert len(messages(caplog)) == 1, f"other before line {skip}"
+        if not met:
+            break
+        skip += 1
+    assert skip > 10
 
 
 def test_a_context_elsewhere_is_told_of_once_and_not_looked_for_for_ever(
