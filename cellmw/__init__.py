@@ -16,7 +16,12 @@ with warnings.catch_warnings():
     importlib.import_module("oslo_messaging")
 
 from cellmw.cells.mapping import CellMapping
-from cellmw.context import RequestContext, target_cell
+from cellmw.context import (
+    RequestContext,
+    forget_instance,
+    refresh_cells,
+    target_cell,
+)
 from cellmw.deploy import filter_factory
 from cellmw.exceptions import (
     CellBusy,
@@ -37,5 +42,7 @@ __all__ = [
     "RequestContext",
     "TransportReleased",
     "filter_factory",
+    "forget_instance",
+    "refresh_cells",
     "target_cell",
 ]

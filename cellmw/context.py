@@ -1,6 +1,8 @@
 # Licensed under the Apache License, Version 2.0; see the file LICENSE.
-"""The request context of a service that has none of its own, and work that
-goes to a cell without a request for an instance in it.
+"""What a handler has besides the RPC clients.
+
+The request context of a service that has none of its own, work that goes to a
+cell without a request for an instance in it, and what to say after moving one.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ from typing import Any, Protocol, TypeVar
 
 from oslo_context import context as oslo_context
 
-from cellmw import runtime
+from cellmw import exceptions, runtime
+from cellmw.cells.mapping import Cell
 from cellmw.transports.handle import Handle
 
 T = TypeVar("T")
@@ -89,13 +92,59 @@ def target_cell(context: T, cell: HasUUID | str) -> Iterator[T]:
         several with different settings, and the context came through none
     """
     uuid = cell if isinstance(cell, str) else cell.uuid
-    process = runtime.registry().of(context).process()
-    found = process.directory.cell(uuid.lower())
+    owner = runtime.registry().of(context)
+    found = _find(owner, uuid)
     cell_context: Any = copy.copy(context)
-    handle = Handle(process, found)
+    handle = Handle(owner.process(), found)
     try:
         cell_context.mq_connection = handle
         cell_context.cell_uuid = found.uuid
         yield cell_context
     finally:
         handle.release()
+
+
+def forget_instance(context: Any, instance_uuid: str) -> None:
+    """Let this process look anew where an instance is.
+
+    For a handler that has just moved one, after the new mapping is
+    committed: no request that begins after this call gets an answer from
+    before.  Other processes find out within ``instance_cache_ttl``.  Does not
+    block.  Thread-safe.
+
+    :param context: the request's; tells which filter's memory it is
+    :raises LookupError: as for :func:`target_cell`
+    """
+    process = runtime.registry().of(context).process()
+    process.directory.forget(instance_uuid.lower())
+
+
+def refresh_cells(context: Any, *, timeout: float | None = None) -> None:
+    """Read the cell mappings now, in this process.
+
+    For a handler that has just changed one.  Other processes read them
+    within twice ``cell_refresh_interval``.  Thread-safe.
+
+    :param context: the request's; tells which filter's memory it is
+    :param timeout: the longest to block, in seconds; None:
+        ``lookup_timeout``
+    :raises LookupFailed: the database did not answer; the mappings that were
+        known before are used on
+    :raises LookupError: as for :func:`target_cell`
+    """
+    process = runtime.registry().of(context).process()
+    process.directory.refresh(timeout=timeout)
+
+
+def _find(owner: runtime.Runtime, uuid: str) -> Cell:
+    """The cell, in the spelling of its row: as given, or in lower case."""
+    directory = owner.process().directory
+    until = owner.clock() + owner.settings.lookup_timeout
+    try:
+        return directory.cell(uuid)
+    except exceptions.CellNotFound:
+        if uuid == uuid.lower():
+            raise
+    # Read just now, as a rule, so that this asks nothing.
+    left = max(0.0, until - owner.clock())
+    return directory.cell(uuid.lower(), timeout=left)

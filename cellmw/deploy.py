@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from cellmw.transports import oslo
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
+
+LOG = logging.getLogger(__name__)
 
 
 def filter_factory(
@@ -37,6 +40,7 @@ def filter_factory(
     :raises ConfigurationError: it cannot work as it is configured
     """
     _refuse_eventlet()
+    _warn_of_default(global_conf or {}, local_conf)
     paste = dict(local_conf)
     connection = paste.pop(options.PASTE_DATABASE_OPTION, None)
     source = {
@@ -60,13 +64,12 @@ def filter_factory(
     settings = options.load(conf, paste)
     oslo.prepare(conf)
     store.register_options(conf)
-    secret = _database(conf, connection)
+    database = _database(conf, connection)
+    # The same source may say something else by now.
+    key = (settings, identity, database, _transport_url(conf))
     redaction.install()
     found = runtime.registry().get(
-        (settings, identity, connection and secret),
-        lambda: runtime.Runtime(
-            settings, conf, secret if connection else None
-        ),
+        key, lambda: runtime.Runtime(settings, conf, database)
     )
 
     def make_filter(application: WSGIApplication) -> CellMW:
@@ -85,12 +88,35 @@ def _refuse_eventlet() -> None:
         )
 
 
+def _warn_of_default(
+    global_conf: Mapping[str, Any], local_conf: Mapping[str, Any]
+) -> None:
+    # Paste drops a line of the section whose name also stands in [DEFAULT].
+    # What the section says with "set" looks like one of [DEFAULT]'s, too.
+    ours = [opt.name for opt in options.OPTS]
+    for name in (*ours, options.PASTE_DATABASE_OPTION):
+        if name in global_conf and name not in local_conf:
+            LOG.warning(
+                "cellmw: paste option %(name)s is not used: it stands in "
+                "[DEFAULT], which supplies oslo_config_* only, and Paste "
+                "ignores a line of that name in the filter's section. Take "
+                "it out of [DEFAULT], or write two lines in the section: "
+                "'set %(name)s = VALUE' and 'get %(name)s = %(name)s'",
+                {"name": name},
+            )
+
+
 def _read(
-    source: Mapping[str, str],
+    source: Mapping[str, Any],
 ) -> tuple[cfg.ConfigOpts, tuple[Any, ...]]:
     """The configuration, and what makes two of them the same."""
     if not source:
         return cfg.CONF, ("object", id(cfg.CONF))
+    for name, value in source.items():
+        if not isinstance(value, str):
+            raise ConfigurationError(
+                f"cellmw: {name} has a bad value; accepted: a string"
+            )
     conf = cfg.ConfigOpts()
     file = source.get("oslo_config_file")
     problem = ""
@@ -100,27 +126,58 @@ def _read(
             project=source.get("oslo_config_project"),
             prog=source.get("oslo_config_program"),
             default_config_files=[file] if file else None,
+            # Else oslo.config looks for some by the program's name.
+            default_config_dirs=[] if file else None,
             validate_default_values=True,
         )
     except cfg.ConfigFilesNotFoundError as error:
-        problem = f"no such file: {', '.join(error.config_files)}"
+        problem = f"no such file: {_shown(*error.config_files)}"
     except cfg.ConfigFilesPermissionDeniedError as error:
-        problem = f"no permission to read {', '.join(error.config_files)}"
+        problem = f"no permission to read {_shown(*error.config_files)}"
     except (cfg.Error, ValueError, OSError) as error:
         # Their messages quote the line that they stumbled over.
         problem = f"it cannot be read ({type(error).__name__})"
     if problem:
-        names = ", ".join(f"{k} = {v}" for k, v in source.items())
+        names = ", ".join(f"{k} = {_shown(v)}" for k, v in source.items())
         raise ConfigurationError(
             f"cellmw: configuration from {names}: {problem}"
         )
     return conf, ("source", *sorted(source.items()), *conf.config_file)
 
 
-def _database(
-    conf: cfg.ConfigOpts, connection: str | None
-) -> redaction.Secret:
-    url = redaction.Secret(connection or conf[store.GROUP].connection or "")
+def _shown(*values: str) -> str:
+    """Paths and names; or a connection string under the wrong name."""
+    # In a path that was made absolute, "://" has become ":/".
+    hidden = [
+        redaction.redact_url(value)
+        if ":" in value and "@" in value
+        else redaction.scrub(value)
+        for value in values
+    ]
+    return redaction.one_line(", ".join(hidden))
+
+
+def _transport_url(conf: cfg.ConfigOpts) -> redaction.Secret:
+    try:
+        return redaction.Secret(conf.transport_url or "")
+    except (cfg.Error, ValueError):
+        # Its text quotes what stands behind a "$".
+        pass
+    raise ConfigurationError(
+        "cellmw: option transport_url in [DEFAULT] has a bad value; "
+        "accepted: a URL, each $ in it written as $$"
+    )
+
+
+def _database(conf: cfg.ConfigOpts, connection: Any) -> redaction.Secret:
+    if connection is not None and not isinstance(connection, str):
+        raise ConfigurationError(
+            f"cellmw: paste option {options.PASTE_DATABASE_OPTION} has a bad "
+            "value; accepted: a database URL, as a string"
+        )
+    url = redaction.Secret(
+        connection or store.option(conf, "connection") or ""
+    )
     if not url:
         raise ConfigurationError(
             "cellmw: no API database is configured; set connection in "

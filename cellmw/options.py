@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,7 +31,7 @@ PASTE_DATABASE_OPTION = "api_database_connection"
 
 
 class _Seconds(types.Float):
-    """A finite number of seconds."""
+    """A number of seconds that a thread can wait."""
 
     def __init__(self, *, above_zero: bool = False) -> None:
         super().__init__(min=0, type_name="seconds")
@@ -43,6 +44,8 @@ class _Seconds(types.Float):
                 raise ValueError("is not finite")
             if self.above_zero and number == 0:
                 raise ValueError("must be above 0")
+            if number > threading.TIMEOUT_MAX:
+                raise ValueError("is too long")
         return number
 
 
@@ -280,12 +283,13 @@ class Settings:
     healthcheck_max_cells_down: int
 
 
-def load(conf: cfg.ConfigOpts, paste: Mapping[str, str]) -> Settings:
+def load(conf: cfg.ConfigOpts, paste: Mapping[str, Any]) -> Settings:
     """Make the settings of one filter.
 
     :param conf: the service's configuration; only read, but for
         registering the options
-    :param paste: the filter's own section
+    :param paste: the filter's own section: strings, and from Python also
+        values of an option's own type
     :raises ConfigurationError: an option is unknown or has a bad value; it
         names the option and what is accepted, and shows no value
     """
@@ -308,20 +312,42 @@ def load(conf: cfg.ConfigOpts, paste: Mapping[str, str]) -> Settings:
 
 # What oslo.config's numbers make None of.
 _EMPTY = " (it is empty)"
+_WRONG_TYPE = " (of a type that it does not take)"
 
 
-def _from_paste(opt: cfg.Opt, text: Any) -> Any:
-    problem = _EMPTY
-    try:
-        value = opt.type(text)
-        if value is not None:
-            return value
-    except (ValueError, TypeError) as error:
-        problem = _reason(opt, error)
+def _from_paste(opt: cfg.Opt, given: Any) -> Any:
+    problem = _WRONG_TYPE
+    if _may_be(opt.type, given):
+        problem = _EMPTY
+        try:
+            value = opt.type(given)
+            if value is not None:
+                return value
+        except (ValueError, TypeError, OverflowError) as error:
+            problem = _reason(opt, error)
     raise ConfigurationError(
         f"cellmw: paste option {opt.name} has a bad value{problem}; "
         f"accepted: {accepted(opt)}"
     )
+
+
+def _may_be(kind: types.ConfigType, given: Any) -> bool:
+    """Whether a value is a string, or of the type that strings become.
+
+    oslo.config's types take ``str()`` of anything, or fail in ways of their
+    own.
+    """
+    if isinstance(given, str):
+        return True
+    if isinstance(kind, (_Patterns, types.List)):
+        return isinstance(given, (list, tuple)) and all(
+            isinstance(item, str) for item in given
+        )
+    if isinstance(given, bool) or isinstance(kind, types.Boolean):
+        return isinstance(given, bool) and isinstance(kind, types.Boolean)
+    if isinstance(kind, types.Integer):
+        return isinstance(given, int)
+    return isinstance(kind, _Seconds) and isinstance(given, (int, float))
 
 
 def _from_conf(conf: cfg.ConfigOpts, opt: cfg.Opt) -> Any:
@@ -362,7 +388,8 @@ def accepted(opt: cfg.Opt) -> str:
         return "a string that is not empty"
     if isinstance(kind, _Seconds):
         bound = "above 0" if kind.above_zero else "0 or more"
-        return f"a number of seconds, {bound}"
+        most = int(threading.TIMEOUT_MAX)
+        return f"a number of seconds, {bound}, at most {most}"
     if isinstance(kind, types.Integer):
         return f"a whole number, {kind.min} or more"
     if isinstance(kind, types.Boolean):

@@ -45,7 +45,8 @@ class Runtime:
     :param settings: the filters' options
     :param conf: the configuration that transports and the engine of the API
         database are made with
-    :param connection: the API database, where the paste section gives it
+    :param connection: the API database; None: what the configuration says
+        when it is first used
     """
 
     _ids = itertools.count(1)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import sqlalchemy as sa
-from oslo_config import cfg
+from oslo_config import cfg, types
 from oslo_db import options as oslo_db_options
 from oslo_db.sqlalchemy import engines
 
@@ -149,13 +149,13 @@ def make_engine(
         used, or its driver is not installed; shows no part of the URL
     """
     register_options(conf)
-    url = _url(connection or _option(conf, "connection"))
-    extra = _option(conf, "connection_parameters")
+    url = _url(connection or option(conf, "connection"))
+    extra = option(conf, "connection_parameters")
     if extra:
         url = url.update_query_string(extra, append=True)
     if timeout is not None:
         url = _bounded(url, timeout, connect_timeout or timeout)
-    arguments = {name: _option(conf, name) for name in _ENGINE_OPTIONS}
+    arguments = {name: option(conf, name) for name in _ENGINE_OPTIONS}
     reason = "it is no database URL"
     try:
         engine: sa.Engine = engines.create_engine(
@@ -191,13 +191,35 @@ _ENGINE_OPTIONS = (
 )
 
 
-def _option(conf: cfg.ConfigOpts, name: str) -> Any:
+def option(conf: cfg.ConfigOpts, name: str) -> Any:
+    """The value of an option in ``[api_database]``.
+
+    :raises ConfigurationError: it has a bad one, which is not shown
+    """
     try:
         return conf[GROUP][name]
     except (cfg.Error, ValueError):
         # Its text quotes the value.
         pass
-    raise ConfigurationError(f"option {name} in [{GROUP}] has a bad value")
+    raise ConfigurationError(
+        f"option {name} in [{GROUP}] has a bad value; "
+        f"accepted: {_accepted(name)}"
+    )
+
+
+def _accepted(name: str) -> str:
+    kind = _TYPES[name]
+    if isinstance(kind, types.Boolean):
+        return "true or false"
+    if isinstance(kind, types.Integer):
+        if kind.min is None:
+            return "a whole number"
+        return f"a whole number, {kind.min} to {kind.max}"
+    # All that can be wrong with one is what oslo.config puts in for a name.
+    return "a string, each $ in it written as $$"
+
+
+_TYPES = {known.name: known.type for known in oslo_db_options.database_opts}
 
 
 def _url(text: str | None) -> sa.URL:

@@ -678,6 +678,29 @@ def test_target_cell_with_several_runtimes_wants_to_know_which(
             pytest.fail("entered")
 
 
+def test_who_moves_an_instance_can_say_so(cells: Cells) -> None:
+    uuid = cells.instances[0]
+
+    def move(context: Any) -> None:
+        cells.database.move_instance(uuid, cells.uuids[1])
+        cellmw.forget_instance(context, uuid.upper())
+
+    assert cells.request(console_output, method="GET") == [ONE, "x"]
+    cells.request(move, method="GET")
+    assert cells.request(console_output, method="GET") == [TWO, "x"]
+
+
+def test_who_changes_a_cell_can_say_so(cells: Cells) -> None:
+    def change(context: Any) -> None:
+        cells.database.change_cell(cells.uuids[0], transport_url=TWO)
+        cellmw.refresh_cells(context, timeout=stack.SOON)
+
+    often = {"cell_refresh_interval": "3600"}
+    assert cells.request(console_output, **often) == [ONE, "x"]
+    cells.request(change, **often)
+    assert cells.request(console_output, **often) == [TWO, "x"]
+
+
 # Each as a script that a process runs to its end: the client has gone in the
 # middle of the response, and what was streaming it is left to the collector.
 _STREAMS = """

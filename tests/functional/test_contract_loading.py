@@ -6,6 +6,7 @@ Most of it goes through a paste file, as an operator's does.
 
 from __future__ import annotations
 
+import configparser
 import json
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from paste import deploy
 
 import cellmw
 from cellmw import options, rpc, runtime, testing
+from cellmw.cells import store
 from cellmw.exceptions import ConfigurationError
 from tests import servers
 from tests.functional import stack
@@ -189,6 +191,20 @@ def test_the_filters_own_section_wins_over_default(
     assert known.is_asked_by(application)
 
 
+def test_oslo_config_file_is_all_that_is_read(
+    known: Known, load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/my-api"])
+    other = write(
+        tmp_path / "my-api.conf.d" / "other.conf",
+        "[cellmw]\ncontext_key = from.directory\n",
+    )
+    # Where oslo.config would look.
+    assert str(other.parent) in cfg.find_config_dirs(None, "my-api")
+    file = write(tmp_path / "service.conf", database_section(known.url))
+    assert key_of(load(f"oslo_config_file = {file}")) == "cellmw.context"
+
+
 @pytest.fixture
 def global_conf() -> Iterator[cfg.ConfigOpts]:
     conf = cfg.CONF
@@ -257,6 +273,78 @@ def test_default_does_not_configure_the_database(
 ) -> None:
     message = problem("", f"api_database_connection = {known.url}")
     assert "no API database is configured" in message
+
+
+def told_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """The paste options that warnings of ours name."""
+    found = [
+        record.getMessage()
+        for record in caplog.records
+        if record.name == "cellmw.deploy"
+    ]
+    assert all("[DEFAULT]" in text for text in found)
+    return sorted(
+        text.partition("paste option ")[2].partition(" ")[0] for text in found
+    )
+
+
+def test_an_option_that_default_takes_away_is_told_of(
+    known: Known,
+    load: Load,
+    runtimes: runtime.Registry,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    file = write(tmp_path / "service.conf", database_section(known.url))
+    # Paste keeps the lines of the section to itself.
+    load(
+        f"""
+        oslo_config_file = {file}
+        send_timeout = 3
+        api_database_connection = sqlite:///{SECRET}
+        lookup_timeout = 4
+        set context_key = {SECRET}
+        """,
+        f"""
+        oslo_config_project = other
+        send_timeout = {SECRET}
+        api_database_connection = sqlite:///{SECRET}
+        debug = true
+        """,
+    )
+    names = ["api_database_connection", "context_key", "send_timeout"]
+    assert told_of(caplog) == names
+    assert SECRET not in caplog.text
+    (made,) = runtimes
+    assert made.settings.send_timeout == 10
+    assert made.settings.lookup_timeout == 4
+    assert made.settings.context_key == "cellmw.context"
+
+
+def test_the_two_lines_that_the_warning_proposes_do_it(
+    known: Known,
+    load: Load,
+    runtimes: runtime.Registry,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    load(
+        f"""
+        api_database_connection = {known.url}
+        set send_timeout = 3
+        get send_timeout = send_timeout
+        """,
+        "send_timeout = 7",
+    )
+    assert told_of(caplog) == []
+    (made,) = runtimes
+    assert made.settings.send_timeout == 3
+
+
+def test_a_percent_sign_in_a_paste_file_is_written_twice(load: Load) -> None:
+    key = load("context_key = a%%40b\napi_database_connection = sqlite://")
+    assert key_of(key) == "a%40b"
+    with pytest.raises(configparser.InterpolationSyntaxError):
+        load("context_key = a%40b\napi_database_connection = sqlite://")
 
 
 # Paste wins, and is private
@@ -468,6 +556,7 @@ def test_a_bad_value_names_the_option_and_what_is_accepted(
         ("lookup_timeout", ""),
         ("send_timeout", "0"),
         ("send_timeout", "inf"),
+        ("send_timeout", "1e10"),
         ("transport_idle_timeout", "-0.1"),
         ("transport_max_lifetime", "nan"),
         ("transport_cache_size", "0"),
@@ -537,16 +626,83 @@ def test_a_database_url_that_cannot_be_used_stops_the_load(
     assert "connection in [api_database]" in message
 
 
+@pytest.mark.parametrize(
+    "name, accepted",
+    [
+        ("max_pool_size", "a whole number"),
+        ("connection_debug", "a whole number, 0 to 100"),
+        ("connection_trace", "true or false"),
+    ],
+)
 def test_a_bad_value_of_the_databases_own_options_stops_the_load(
-    known: Known, problem: Callable[..., str], tmp_path: Path
+    name: str,
+    accepted: str,
+    known: Known,
+    problem: Callable[..., str],
+    tmp_path: Path,
 ) -> None:
     file = write(
         tmp_path / "service.conf",
-        database_section(known.url) + f"max_pool_size = {SECRET}\n",
+        database_section(known.url) + f"{name} = {SECRET}\n",
     )
     message = problem(f"oslo_config_file = {file}")
-    assert "max_pool_size" in message
-    assert "[api_database]" in message
+    assert f"option {name} in [api_database]" in message
+    assert message.endswith(f"accepted: {accepted}")
+
+
+@pytest.mark.parametrize("name", ["connection", "transport_url"])
+def test_a_dollar_sign_in_a_url_shows_nothing_of_it(
+    name: str, known: Known, problem: Callable[..., str], tmp_path: Path
+) -> None:
+    # oslo.config takes the rest of the password for an option's name.
+    lines = {
+        "transport_url": "rabbit://u:p@h/",
+        "connection": "sqlite://",
+        name: "rabbit://u:x$hunter2@h/",
+    }
+    file = write(
+        tmp_path / "service.conf",
+        f"[DEFAULT]\ntransport_url = {lines['transport_url']}\n",
+        database_section(lines["connection"]),
+    )
+    message = problem(f"oslo_config_file = {file}")
+    assert f"option {name} in [" in message
+    assert "$$" in message
+    assert "hunter2" not in message
+
+
+@pytest.mark.parametrize(
+    "paste, accepted",
+    [
+        ({"context_key": None}, "a string that is not empty"),
+        ({"context_key": SECRET.encode()}, "a string that is not empty"),
+        ({"allowed_remote_exmods": 4}, "module names"),
+        ({"allowed_remote_exmods": [3]}, "module names"),
+        ({"allowed_remote_exmods": None}, "module names"),
+        ({"instance_path_patterns": [3]}, "regular expressions"),
+        ({"instance_path_patterns": SECRET.encode()}, "regular expressions"),
+        ({"on_lookup_failure": None}, "fail or pass"),
+        ({"transport_cache": 1}, "true or false"),
+        ({"lookup_concurrency": 1.5}, "a whole number"),
+        ({"lookup_concurrency": True}, "a whole number"),
+        ({"send_timeout": 10**400}, "a number of seconds"),
+        ({"send_timeout": False}, "a number of seconds"),
+        ({"send_timeout": [SECRET]}, "a number of seconds"),
+        ({"oslo_config_project": 4}, "a string"),
+        ({"oslo_config_file": SECRET.encode()}, "a string"),
+        ({"api_database_connection": 4}, "a string"),
+        ({"api_database_connection": SECRET.encode()}, "a string"),
+    ],
+)
+def test_a_value_from_python_of_another_type_is_a_bad_one(
+    paste: dict[str, Any], accepted: str, known: Known
+) -> None:
+    section: dict[str, Any] = {"api_database_connection": known.url, **paste}
+    with pytest.raises(ConfigurationError) as caught:
+        cellmw.filter_factory({}, **section)
+    message = checked(caught.value)
+    assert next(iter(paste)) in message
+    assert accepted in message.partition("accepted: ")[2]
 
 
 def test_a_configuration_file_that_is_not_there_stops_the_load(
@@ -554,8 +710,25 @@ def test_a_configuration_file_that_is_not_there_stops_the_load(
 ) -> None:
     file = tmp_path / "not-there.conf"
     message = problem(f"oslo_config_file = {file}")
+    assert f"oslo_config_file = {file}" in message
+    assert message.endswith(f"no such file: {file}")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        f"mysql+pymysql://nova:{SECRET}@db/nova_api",
+        f"/etc/mysql+pymysql:/nova:{SECRET}@db/nova_api",
+        f"nova:{SECRET}@db/nova_api",
+    ],
+)
+def test_a_database_url_in_place_of_a_file_shows_no_secret(
+    value: str, problem: Callable[..., str]
+) -> None:
+    message = problem(f"oslo_config_file = {value}")
     assert "oslo_config_file" in message
-    assert str(file) in message
+    assert "no such file" in message
+    assert "@db/nova_api" in message
 
 
 @pytest.mark.parametrize(
@@ -851,6 +1024,50 @@ def test_filters_of_one_file_share_one_runtime(
     copy = write(tmp_path / "copy.conf", database_section(known.url))
     load(f"oslo_config_file = {copy}")
     assert len(runtimes) == 2
+
+
+@pytest.mark.parametrize("name", ["connection", "transport_url"])
+def test_one_file_that_says_something_else_is_another_runtime(
+    name: str, load: Load, tmp_path: Path, runtimes: runtime.Registry
+) -> None:
+    def load_with(value: str) -> None:
+        lines = {
+            "transport_url": "cellmw-memory://one/",
+            "connection": "sqlite:///one.db",
+            name: value,
+        }
+        file = write(
+            tmp_path / "service.conf",
+            f"[DEFAULT]\ntransport_url = {lines['transport_url']}\n",
+            database_section(lines["connection"]),
+        )
+        load(f"oslo_config_file = {file}")
+
+    first, second = {
+        "transport_url": ("cellmw-memory://a/", "cellmw-memory://b/"),
+        "connection": ("sqlite:///a.db", "sqlite:///b.db"),
+    }[name]
+    for value in (first, second, first):
+        load_with(value)
+    assert len(runtimes) == 2
+
+
+def test_another_database_in_one_configuration_is_another_runtime(
+    known: Known, runtimes: runtime.Registry, tmp_path: Path
+) -> None:
+    conf = stack.configuration()
+    store.register_options(conf)
+
+    def made_with(url: str) -> Any:
+        conf.set_override("connection", url, group=store.GROUP)
+        factory = cellmw.filter_factory({}, oslo_config_config=conf)
+        return factory(stack.Api())
+
+    first = made_with(known.url)
+    made_with(f"sqlite:///{tmp_path}/other.db")
+    assert len(runtimes) == 2
+    # The first one has asked nothing so far.
+    assert known.is_asked_by(first)
 
 
 # The options, published

@@ -5,13 +5,19 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from oslo_config import cfg
 from oslo_context import context as oslo_context
 
 from cellmw import context as contexts
+from cellmw import exceptions, options, runtime
+from cellmw.cells import store
+from cellmw.cells.mapping import CellMapping
 from cellmw.context import RequestContext
+from cellmw.transports import oslo
 
 CONFIRMED = {
     "HTTP_X_IDENTITY_STATUS": "Confirmed",
@@ -151,3 +157,74 @@ def test_target_cell_wants_a_filter() -> None:
     with pytest.raises(LookupError):
         with contexts.target_cell(connected(), "a-cell"):
             pytest.fail("entered")
+
+
+UPPER = "AAAAAAAA-0000-4000-8000-00000000000A"
+LOWER = "bbbbbbbb-0000-4000-8000-00000000000b"
+
+
+@pytest.fixture
+def readings(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Grows each time that the cells are read: one's UUID is upper case."""
+    found: list[str] = []
+
+    def cells(self: store.Store) -> list[CellMapping]:
+        found.append("cells")
+        return [
+            CellMapping(uuid=uuid, id=number)
+            for number, uuid in enumerate((UPPER, LOWER))
+        ]
+
+    monkeypatch.setattr(store.Store, "cells", cells)
+    conf = cfg.ConfigOpts()
+    conf([], project="cellmw-test", default_config_files=[])
+    oslo.prepare(conf)
+    store.register_options(conf)
+    made = runtime.registry().get(
+        "test", lambda: runtime.Runtime(options.load(conf, {}), conf)
+    )
+    yield found
+    assert made.close() == 0
+
+
+def found_with(uuid: str) -> str | None:
+    with contexts.target_cell(connected(), uuid) as cell_context:
+        return cell_context.cell_uuid
+
+
+@pytest.mark.parametrize(
+    "uuid, spelled",
+    [
+        (UPPER, UPPER),
+        (LOWER, LOWER),
+        (LOWER.upper(), LOWER),
+    ],
+)
+def test_target_cell_finds_a_uuid_as_its_row_spells_it(
+    uuid: str, spelled: str, readings: list[str]
+) -> None:
+    assert found_with(uuid) == spelled
+
+
+def test_target_cell_asks_no_more_for_a_cell_that_is_known(
+    readings: list[str],
+) -> None:
+    found_with(LOWER)
+    assert len(readings) == 1
+    for _ in range(3):
+        found_with(UPPER)
+        found_with(LOWER)
+    assert len(readings) == 1
+    # Another spelling may be that of a new row: looked for once a refresh.
+    for _ in range(3):
+        found_with(LOWER.upper())
+    assert len(readings) == 2
+
+
+@pytest.mark.parametrize("uuid", ["no-such-cell", "No-Such-Cell"])
+def test_target_cell_names_the_cell_that_is_not_there(
+    uuid: str, readings: list[str]
+) -> None:
+    with pytest.raises(exceptions.CellNotFound) as caught:
+        found_with(uuid)
+    assert caught.value.cell_uuid == "no-such-cell"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import threading
 from typing import Any
 
 import pytest
@@ -137,13 +138,88 @@ def test_patterns_stand_one_a_line_and_blank_lines_do_not_count() -> None:
     )
 
 
+SECONDS = [
+    "lookup_timeout",
+    "cell_refresh_interval",
+    "instance_cache_ttl",
+    "transport_idle_timeout",
+    "transport_max_lifetime",
+    "send_timeout",
+    "breaker_reset_after",
+]
+
+
+@pytest.mark.parametrize("name", SECONDS)
+@pytest.mark.parametrize("value", ["1e10", str(2 * threading.TIMEOUT_MAX)])
+def test_more_seconds_than_a_thread_can_wait_are_refused(
+    name: str, value: str
+) -> None:
+    message = message_for({name: value})
+    assert f"at most {int(threading.TIMEOUT_MAX)}" in message
+
+
+def test_as_many_as_it_can_wait_are_taken() -> None:
+    most = int(threading.TIMEOUT_MAX)
+    settings = options.load(configuration(), {"send_timeout": str(most)})
+    assert settings.send_timeout == most
+    lock = threading.Lock()
+    assert lock.acquire(timeout=settings.send_timeout)
+
+
+@pytest.mark.parametrize(
+    "name, given, value",
+    [
+        ("transport_cache", False, False),
+        ("lookup_concurrency", 3, 3),
+        ("send_timeout", 3, 3.0),
+        ("send_timeout", 0.5, 0.5),
+        ("allowed_remote_exmods", ["a", "b"], ("a", "b")),
+        ("allowed_remote_exmods", (), ()),
+        (
+            "instance_path_patterns",
+            ["/a/(?P<instance_uuid>.*)"],
+            ("/a/(?P<instance_uuid>.*)",),
+        ),
+    ],
+)
+def test_from_python_a_value_may_have_the_options_own_type(
+    name: str, given: Any, value: Any
+) -> None:
+    settings = options.load(configuration(), {name: given})
+    assert getattr(settings, name) == value
+
+
+@pytest.mark.parametrize(
+    "name, given",
+    [
+        ("context_key", None),
+        ("context_key", b"x"),
+        ("allowed_remote_exmods", 4),
+        ("allowed_remote_exmods", [3]),
+        ("instance_path_patterns", [3]),
+        ("instance_path_patterns", 3),
+        ("transport_cache", 0),
+        ("lookup_concurrency", 1.5),
+        pytest.param("send_timeout", 10**400, id="huge"),
+        ("send_timeout", True),
+    ],
+)
+def test_from_python_no_value_may_have_another_type(
+    name: str, given: Any
+) -> None:
+    (opt,) = (opt for opt in options.OPTS if opt.name == name)
+    message = message_for({name: given})
+    assert f"paste option {name} has a bad value" in message
+    assert f"accepted: {options.accepted(opt)}" in message
+
+
 @pytest.mark.parametrize("name", DEFAULTS)
 def test_each_option_says_what_it_accepts(name: str) -> None:
     (opt,) = (opt for opt in options.OPTS if opt.name == name)
     assert options.accepted(opt)
 
 
-def message_for(paste: dict[str, str], **values: Any) -> str:
+def message_for(paste: dict[str, Any], **values: Any) -> str:
     with pytest.raises(ConfigurationError) as caught:
         options.load(configuration(**values), paste)
     return str(caught.value)

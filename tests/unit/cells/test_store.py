@@ -245,3 +245,28 @@ def test_reading_imports_neither_alembic_nor_cliff() -> None:
         check=True,
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "name, accepted",
+    [
+        ("max_pool_size", "a whole number"),
+        ("connection_debug", "a whole number, 0 to 100"),
+        ("connection_trace", "true or false"),
+        ("mysql_sql_mode", "a string, each $ in it written as $$"),
+        ("connection", "a string, each $ in it written as $$"),
+    ],
+)
+def test_a_bad_option_says_what_is_accepted(
+    name: str, accepted: str, tmp_path: Path
+) -> None:
+    value = "x$hunter2" if accepted.startswith("a string") else "hunter2"
+    conf = configuration(tmp_path, f"{name} = {value}")
+    store.register_options(conf)
+    with pytest.raises(ConfigurationError) as caught:
+        store.option(conf, name)
+    message = str(caught.value)
+    assert message == (
+        f"option {name} in [api_database] has a bad value; "
+        f"accepted: {accepted}"
+    )
