@@ -695,7 +695,7 @@ def test_who_changes_a_cell_can_say_so(cells: Cells) -> None:
         cells.database.change_cell(cells.uuids[0], transport_url=TWO)
         cellmw.refresh_cells(context, timeout=stack.SOON)
 
-    often = {"cell_refresh_interval": "3600"}
+    often: dict[str, Any] = {"cell_refresh_interval": "3600"}
     assert cells.request(console_output, **often) == [ONE, "x"]
     cells.request(change, **often)
     assert cells.request(console_output, **often) == [TWO, "x"]
