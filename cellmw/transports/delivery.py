@@ -198,7 +198,7 @@ class Delivery:
     def run(self) -> Any:
         """Send it, and wait for the reply if there is to be one."""
         try:
-            if self._ended:
+            if self._decision.locked():
                 raise _Revoked  # before a thread was found for it
             return self._send_at_most_twice()
         finally:

@@ -10,8 +10,12 @@ the careful one.
 from __future__ import annotations
 
 import enum
+import gc
 import importlib.metadata
+import os
 import sys
+import threading
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -305,7 +309,7 @@ def is_awaiting_reply(thread_id: int | None) -> bool:
     """
     if thread_id is None:
         return False
-    frame = sys._current_frames().get(thread_id)
+    frame = _frames().get(thread_id)
     try:
         while frame is not None:
             if frame.f_code.co_qualname in _AWAIT_REPLY:
@@ -314,6 +318,34 @@ def is_awaiting_reply(thread_id: int | None) -> bool:
         return False
     finally:
         del frame
+
+
+def _frames() -> dict[int, types.FrameType]:
+    """Where each thread is.
+
+    CPython 3.11 makes what it gives under a lock of its own.  Were garbage
+    collected meanwhile, and some of it to run Python code, other threads
+    would come to wait for that lock while they have the interpreter's: the
+    process would stand still for ever (python/cpython#106883).
+    """
+    with _frames_lock():
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            return sys._current_frames()
+        finally:
+            if collects:
+                gc.enable()
+
+
+_frames_locks: dict[int, threading.Lock] = {}
+
+
+def _frames_lock() -> threading.Lock:
+    # One for each process: a fork may have copied it locked.
+    pid = os.getpid()
+    lock = _frames_locks.get(pid)
+    return lock or _frames_locks.setdefault(pid, threading.Lock())
 
 
 # Loaded on use otherwise, and then the first request would pay for it.

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 import traceback
@@ -16,8 +17,10 @@ import pytest
 from oslo_config import cfg
 
 from cellmw import exceptions
-from cellmw.cells.mapping import Cell
-from cellmw.transports.delivery import Delivery
+from cellmw.cells.mapping import Cell, Generation
+from cellmw.transports import delivery as delivery_module
+from cellmw.transports.delivery import Borrower, Delivery, Outgoing
+from cellmw.transports.pool import Lease
 from cellmw.workers import Job, Workers
 from tests.fakes import (
     PASSWORD,
@@ -234,6 +237,79 @@ def test_a_message_that_leases_after_the_end_leaves_nothing(
     assert stack.stats.leases == 0
 
 
+def _watched(base: Any, touched: list[str], *names: str) -> Any:
+    """A class that notes what is touched without its lock."""
+
+    def watching(name: str) -> property:
+        def look(self: Any) -> None:
+            # In its constructor nobody else knows it.
+            caller = sys._getframe(2).f_code
+            if caller.co_name != "__init__" and not self._lock.locked():
+                touched.append(f"{name} in {caller.co_qualname}")
+
+        def get(self: Any) -> Any:
+            look(self)
+            return self.__dict__[name]
+
+        def put(self: Any, value: Any) -> None:
+            look(self)
+            self.__dict__[name] = value
+
+        return property(get, put)
+
+    return type("Watched", (base,), {name: watching(name) for name in names})
+
+
+def test_what_messages_of_a_request_share_is_touched_under_its_lock(
+    stack: Stack,
+) -> None:
+    touched: list[str] = []
+    watched = _watched(Borrower, touched, "_lease", "_pinned", "_ended")
+    of = stack.cells[cell_uuid(1)]
+    borrower = watched(stack.pool, lambda: stack.cells[of.uuid])
+    first, second = borrower.lease(PATIENCE), borrower.lease(PATIENCE)
+    second.give_up()
+    other = borrower.lease(PATIENCE)
+    borrower.pin(other.generation)
+    with pytest.raises(delivery_module._OtherGeneration):
+        borrower.pin(generation(1, 1))
+    borrower.drop(other)
+    borrower.lease(PATIENCE).release()
+    borrower.end()
+    late = borrower.lease(PATIENCE)
+    for lease in (first, second, other, late):
+        lease.release()
+    assert touched == []
+    assert stack.stats.leases == 0
+
+
+@pytest.mark.parametrize("gives_up", ["before", "after"])
+def test_a_request_and_its_worker_agree_whether_that_is_stuck(
+    stack: Stack, gives_up: str
+) -> None:
+    touched: list[str] = []
+    watched = _watched(Delivery, touched, "_ended")
+    of, guard = stack.cells[cell_uuid(1)], stack.guard()
+    borrower = stack.borrower(of)
+    guard.admit(0)
+    delivery = watched(
+        Outgoing(TARGET, {}, message(), None, None, None, None),
+        borrower,
+        guard,
+        send_timeout=PATIENCE,
+        refresh=stack.refresh,
+    )
+    if gives_up == "before":
+        delivery.give_up()
+        assert guard.stats().stuck == 1
+    delivery.run()
+    if gives_up == "after":
+        delivery.give_up()
+    borrower.end()
+    assert guard.stats().stuck == guard.stats().under_way == 0
+    assert touched == []
+
+
 # One generation for a request.
 
 
@@ -366,6 +442,60 @@ def test_a_late_lease_of_another_generation_is_let_go(stack: Stack) -> None:
     assert len(stack.transports.sent) == 4
 
 
+def test_who_leases_while_the_generation_is_decided_gets_that_one(
+    stack: Stack,
+) -> None:
+    """It had asked for the newer one before, and waited for its opening."""
+    gate = Gate()
+    stack.put(1, state=1)
+    stack.transports.on_open = lambda of: (
+        gate.wait() if of is generation(1, 1) else None
+    )
+    borrower = stack.borrower(stack.cells[cell_uuid(1)])
+    with Threads() as threads:
+        leases: list[Lease] = []
+        threads.start(lambda: leases.append(borrower.lease(PATIENCE)))
+        gate.await_arrival()
+        borrower.pin(generation(1, 0))
+        gate.open()
+        threads.join()
+    assert leases[0].generation is generation(1, 0)
+    leases[0].release()
+    borrower.end()
+
+
+def test_what_is_written_with_the_other_generation_is_decided_as_well(
+    stack: Stack,
+) -> None:
+    """A request that gives up then must not say that it never will be."""
+    torn = [True]
+
+    class Torn(Borrower):
+        """Another message of the request decides first."""
+
+        def pin(self, of: Generation) -> None:
+            if torn:
+                torn.clear()
+                raise delivery_module._OtherGeneration
+            super().pin(of)
+
+    guard = stack.guard()
+    guard.admit(0)
+    borrower = Torn(stack.pool, lambda: stack.cells[cell_uuid(1)])
+    delivery = Delivery(
+        Outgoing(TARGET, {}, message(), None, None, None, None),
+        borrower,
+        guard,
+        send_timeout=PATIENCE,
+        refresh=stack.refresh,
+    )
+    delivery.run()
+    borrower.end()
+    assert len(stack.transports.sent) == 1
+    assert delivery.may_be_written
+    assert not delivery.revoke()
+
+
 def test_a_cell_that_can_no_longer_be_sent_to_refuses(stack: Stack) -> None:
     refusal = (exceptions.CellMisconfigured, "no URL")
     with stack.handle() as handle:
@@ -397,6 +527,30 @@ def test_dead_connections_are_given_up_by_all_requests(stack: Stack) -> None:
         assert len(stack.transports.opened) == 2
         stack.settle()
         assert dead.closed == 1
+
+
+def test_dead_connections_are_let_go_before_the_next_message(
+    stack: Stack,
+) -> None:
+    stack.transports.on_send = _failing(OSError("reset"))
+    with stack.handle() as handle:
+        with pytest.raises(exceptions.DeliveryUncertain):
+            cast(handle)
+        assert stack.stats.leases == 0
+        assert stack.open_cells() == []
+
+
+def test_what_is_leased_anew_is_kept_when_the_old_one_is_let_go(
+    stack: Stack,
+) -> None:
+    borrower = stack.borrower(stack.cells[cell_uuid(1)])
+    dead = borrower.lease(PATIENCE)
+    dead.give_up()
+    borrower.lease(PATIENCE).release()
+    borrower.drop(dead)
+    dead.release()
+    assert stack.stats.leases == 1
+    borrower.end()
 
 
 def test_an_error_of_the_far_side_leaves_the_transport(stack: Stack) -> None:
@@ -599,6 +753,24 @@ def test_no_error_brings_a_secret_along(
     _assert_tells_no_secret(it.value)
 
 
+def test_an_error_of_the_far_side_says_that_the_cell_is_there(
+    stack: Stack,
+) -> None:
+    with stack.handle() as handle:
+        stack.transports.on_send = _failing(OSError("reset"))
+        with pytest.raises(exceptions.DeliveryUncertain):
+            cast(handle)
+        assert stack.guard().stats().failures == 1
+        stack.transports.on_send = _failing(
+            oslo_messaging.RemoteError("E", "m")
+        )
+        with pytest.raises(oslo_messaging.RemoteError):
+            call(handle)
+    stats = stack.guard().stats()
+    assert (stats.failures, stats.sent, stats.failed) == (0, 1, 1)
+    assert sum(stats.calls.counts) == 1
+
+
 def test_no_reply_in_time_says_nothing_against_the_cell(stack: Stack) -> None:
     late = _failing(oslo_messaging.MessagingTimeout())
     stack.transports.on_send = lambda one, sent: ReplyWaiter().wait(late)
@@ -751,6 +923,20 @@ def test_a_reply_may_come_later_than_the_message_must(
         gate.open()
     assert found == ["late"]
     assert hasty.guard().stats().failures == 0
+
+
+def test_a_reply_that_comes_later_is_counted_once(
+    hasty: Stack, gate: Gate
+) -> None:
+    hasty.transports.on_send = lambda one, sent: ReplyWaiter().wait(gate.wait)
+    with hasty.handle() as handle, Threads() as threads:
+        threads.start(lambda: call(handle, timeout=PATIENCE))
+        _until(lambda: hasty.guard().stats().sent == 1)
+        assert sum(hasty.guard().stats().calls.counts) == 0
+        gate.open()
+    stats = hasty.guard().stats()
+    assert (stats.sent, stats.failed) == (1, 0)
+    assert sum(stats.calls.counts) == 1
 
 
 def test_a_reply_that_is_overdue_is_a_timeout(

@@ -26,6 +26,7 @@ from cellmw.transports.handle import Handle, runtime_id_of
 from cellmw.transports.pool import Lease
 from tests.fakes import (
     PASSWORD,
+    PATIENCE,
     Gate,
     Stack,
     Threads,
@@ -410,6 +411,90 @@ def test_released_just_as_the_borrower_is_put_in(stack: Stack) -> None:
     assert stack.stats.leases == 0
 
 
+def test_sent_just_as_it_is_released(stack: Stack) -> None:
+    """The message finds that it is over, or the release finds its lease."""
+
+    class Racing(Handle):
+        """Sent with by another thread in the middle of its release."""
+
+        released = False
+
+        @property
+        def _borrower(self) -> Any:
+            return self.__dict__.get("borrower")
+
+        @_borrower.setter
+        def _borrower(self, value: Any) -> None:
+            self.__dict__["borrower"] = value
+            if self.released and value is None:
+                self.released = False
+                with contextlib.suppress(exceptions.TransportReleased):
+                    cast(self)
+
+    made = Racing(stack, cell(1))
+    made.released = True
+    made.release()
+    assert not made.released
+    assert stack.stats.leases == 0
+
+
+def test_released_while_another_message_has_the_borrower(
+    stack: Stack,
+) -> None:
+    """It was put in too late for the release, and a message has used it."""
+
+    class Lock:
+        def __enter__(self) -> None:
+            made.release()
+
+        def __exit__(self, *exc_info: object) -> None:
+            # Another thread, which has looked before the release.
+            borrower = made._borrower
+            assert borrower is not None
+            borrower.lease(PATIENCE).release()
+
+    made = Handle(stack, cell(1))
+    stack.lock = Lock()  # type: ignore[assignment]
+    with pytest.raises(exceptions.TransportReleased):
+        cast(made)
+    assert made._borrower is None
+    assert stack.stats.leases == 0
+
+
+def test_first_messages_at_once_have_one_borrower(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate()
+    real = stack.borrower
+
+    def borrower(of: Cell) -> Any:
+        made = real(of)
+        gate.wait()
+        return made
+
+    monkeypatch.setattr(stack, "borrower", borrower)
+    with stack.handle() as handle:
+        with Threads() as threads:
+            for _ in range(2):
+                threads.start(cast, handle)
+            gate.await_arrival(2)
+            gate.open()
+        assert stack.stats.leases == 1
+    assert stack.stats.leases == 0
+
+
+def test_a_finalizer_of_what_has_sent_nothing_needs_no_thread(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the first message there is none that would release it."""
+    later: list[Handle] = []
+    monkeypatch.setattr(stack, "abandon", later.append)
+    handle = Handle(stack, cell(1))
+    assert handle.abandon()
+    assert not later
+    assert repr(handle).endswith("released>")
+
+
 # After a fork.
 
 
@@ -487,6 +572,36 @@ def test_threads_of_a_child_move_there_once(
             for entry in stack.pool._everything():
                 assert stack.pool._finish(entry)
                 stack.pool._dispose(entry)
+
+
+def test_who_finds_a_childs_process_finds_nothing_borrowed_before(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[object] = []
+
+    class Watched(Handle):
+        """Looked at by another thread as soon as it has moved."""
+
+        @property
+        def _process(self) -> Any:
+            return self.__dict__.get("process")
+
+        @_process.setter
+        def _process(self, value: Any) -> None:
+            self.__dict__["process"] = value
+            if value is own:
+                found.append((self._borrower, own.lock.locked()))
+
+    with Stack() as own:
+        own.put(1)
+        handle = Watched(stack, cell(1))
+        _, before = handle._borrow()
+        monkeypatch.setattr(stack, "pid", os.getpid() + 1)
+        monkeypatch.setattr(stack, "here", lambda: own)
+        _, after = handle._borrow()
+        assert after is not before
+        assert found == [(None, True)]
+        handle.release()
 
 
 # With oslo.messaging's clients.

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 import threading
 import traceback
 import types
@@ -23,6 +25,7 @@ from cellmw.cells.mapping import Generation
 from cellmw.redaction import Secret
 from cellmw.transports import oslo
 from cellmw.transports.oslo import Verdict
+from tests.fakes import in_child
 
 UUID = "11111111-1111-1111-1111-111111111111"
 PASSWORD = "s3cr3t-p4ssw0rd"
@@ -387,6 +390,39 @@ def test_a_thread_that_is_gone_or_never_was_awaits_nothing() -> None:
     assert not oslo.is_awaiting_reply(thread.ident)
     assert not oslo.is_awaiting_reply(None)
     assert not oslo.is_awaiting_reply(threading.get_ident())
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_nothing_is_collected_while_it_is_found_out_where_threads_are(
+    monkeypatch: pytest.MonkeyPatch, collects: bool
+) -> None:
+    """CPython 3.11 has a lock then that finalizers must not meet."""
+    real = sys._current_frames
+    collected: list[bool] = []
+
+    def look() -> dict[int, types.FrameType]:
+        collected.append(gc.isenabled())
+        return real()
+
+    monkeypatch.setattr(sys, "_current_frames", look)
+    before = gc.isenabled()
+    try:
+        (gc.enable if collects else gc.disable)()
+        assert not oslo.is_awaiting_reply(threading.get_ident())
+        assert collected == [False]
+        assert gc.isenabled() is collects
+    finally:
+        (gc.enable if before else gc.disable)()
+
+
+def test_a_child_finds_out_where_its_threads_are() -> None:
+    """Also where a thread of its parent was just about it."""
+
+    def child() -> bool:
+        return oslo.is_awaiting_reply(threading.get_ident())
+
+    with oslo._frames_lock():
+        assert in_child(child) is False
 
 
 # Making transports

@@ -119,6 +119,42 @@ def test_leases_are_counted_exactly(rig: Rig) -> None:
     assert rig.stats.leases == 0
 
 
+def test_leases_that_there_were_stay_counted(rig: Rig) -> None:
+    with rig.leased(1), rig.leased(1):
+        assert rig.stats.total.acquired == 2
+        rig.visit(1, 2)
+    assert rig.stats.total.acquired == 4
+    rig.pool.keep_only({})
+    rig.settle()
+    assert rig.stats.total.acquired == 4
+    assert rig.stats.cells[cell_uuid(1)].acquired == 3
+    assert rig.stats.cells[cell_uuid(2)].acquired == 1
+
+
+def test_who_finds_it_booked_just_now_has_a_lease_like_others(
+    cache: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread has booked it between the two looks."""
+    faster: list[Lease] = []
+
+    class Entry(pool_module._Entry):
+        __slots__ = ()
+
+        def __init__(self, of: Generation) -> None:
+            super().__init__(of)
+            if not faster:
+                monkeypatch.undo()
+                faster.append(cache.acquire(1))
+
+    monkeypatch.setattr(pool_module, "_Entry", Entry)
+    lease = cache.acquire(1)
+    assert lease.transport is faster[0].transport
+    assert cache.stats.leases == cache.stats.total.acquired == 2
+    faster[0].release()
+    lease.release()
+    assert len(cache.transports.opened) == 1
+
+
 # What is shared, and what is not.
 
 
@@ -697,6 +733,34 @@ def test_what_the_cells_were_before_is_let_go_after_the_lock() -> None:
         assert not locked
         rig.pool.keep_only({})
         assert locked == [False]
+
+
+@pytest.mark.parametrize("max_size", [2, 0], ids=["cached", "uncached"])
+def test_nothing_is_handed_over_for_closing_under_the_lock(
+    monkeypatch: pytest.MonkeyPatch, max_size: int
+) -> None:
+    """That starts a thread."""
+    with Rig(max_size=max_size) as rig:
+        locked: list[bool] = []
+        real = rig.closer.close
+
+        def close(*args: Any) -> None:
+            locked.append(rig.pool._lock.locked())
+            real(*args)
+
+        monkeypatch.setattr(rig.closer, "close", close)
+        rig.visit(1, 2, 3)
+        with rig.leased(4), rig.leased(5), rig.leased(6):
+            rig.pool.keep_only({})
+        rig.visit(7)
+        lease = rig.acquire(8)
+        lease.give_up()
+        lease.release()
+        rig.clock.now += 10_000
+        rig.pool.sweep()
+        rig.pool.close(0)
+        assert len(locked) == rig.transports.count
+        assert not any(locked)
 
 
 # Time.
