@@ -175,9 +175,13 @@ class Process:
     def _current(self, cell: Cell) -> Cell:
         """What the cell is now; it may have changed since the request's
         beginning.
+
+        The request may have waited for the database as long as it can then,
+        so that this is short: what it began with will do.
         """
+        limit = min(1.0, self.settings.lookup_timeout / 4)
         try:
-            now = self.directory.cell(cell.uuid)
+            now = self.directory.cell(cell.uuid, timeout=limit)
         except exceptions.LookupFailed:
             return cell
         if now.generation is None:

@@ -52,6 +52,14 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _PROBE_EVERY = 1.0
 _PROBE_WAIT = 0.25
 
+# Where old mappings will do, the share of a request's time that it waits for
+# new ones; the rest is for what cannot be done without the database.
+_SHARE = 0.5
+
+# The share of lookup_timeout that an answer has to fail to come in, at least,
+# for that to be an outage: less than the above, of which a little is lost.
+_TELLING = 0.4
+
 # A failure of a lookup belongs to the same outage as the one before if less
 # than this lies between them, in seconds, whatever has succeeded meanwhile.
 _QUIET = 1.0
@@ -383,20 +391,20 @@ class Directory:
 
         One that is a little too old serves all but the request that has it
         read; one that is much too old serves nobody, unless the database
-        cannot be reached.
+        cannot be reached or takes too long.
         """
         age = self._age()
         if 0 <= age < self._interval:
             return
         outage = self._cells_outage
         known = self._installed > 0
-        wait = math.inf
+        wait = deadline.limit * _SHARE if known else math.inf
         if known and outage.holds(self._taken_for_granted):
             # One request now and then sees whether it still lasts, and does
             # not wait long for that.
             if not outage.may_probe(_PROBE_EVERY):
                 return
-            wait = _PROBE_WAIT
+            wait = min(wait, _PROBE_WAIT)
         question, is_new = self._questions.ask(
             _CELLS, self._read_cells, urgent=True, unless=self._is_current
         )
@@ -431,14 +439,16 @@ class Directory:
         at_most: float = math.inf,
     ) -> str | None:
         """Wait for an answer; why there is none, or None."""
-        if self._questions.wait(question, min(at_most, deadline.left())):
+        limit = min(at_most, deadline.left())
+        if self._questions.wait(question, limit):
             return question.failure
         if question.asked_at is None:
             cause = "no place among lookup_concurrency became free"
         else:
             cause = "no answer"
-        cause = f"{cause} within {min(at_most, deadline.limit):g} seconds"
-        if min(at_most, deadline.limit) >= self._timeout:
+        cause = f"{cause} within {limit:.3g} seconds"
+        # Who hardly waited does not know.
+        if limit >= self._timeout * _TELLING:
             outage.begin(cause)
         return cause
 

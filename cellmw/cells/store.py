@@ -9,16 +9,19 @@ the waiting.  Writing is in :mod:`cellmw.cells.changes`.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import logging
 import math
 import os
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import sqlalchemy as sa
 from oslo_config import cfg, types
 from oslo_db import options as oslo_db_options
-from oslo_db.sqlalchemy import engines
+from oslo_db.sqlalchemy import engines, exc_filters
 
 from cellmw.cells.mapping import CellMapping
 from cellmw.cells.tables import cell_mappings, instance_mappings
@@ -41,8 +44,54 @@ _CELL_ID = sa.select(instance_mappings.c.cell_id).where(
 )
 
 
+class _Reading(threading.local):
+    """Whether the calling thread is reading for a :class:`Store`."""
+
+    now = False
+
+
+_reading = _Reading()
+
+
+class _ToldByTheError(logging.Filter):
+    """Drops tracebacks of errors that a :class:`Store` raises as well.
+
+    oslo.db and the pool log one for each statement that fails.  Who asks
+    tells the log of an outage once.  What others read is told as ever, and
+    so is everything at DEBUG.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not (_reading.now and record.exc_info):
+            return True
+        return logging.getLogger(record.name).isEnabledFor(logging.DEBUG)
+
+
+_TOLD_BY_THE_ERROR = _ToldByTheError()
+
+
+@contextlib.contextmanager
+def _told_by_the_error() -> Iterator[None]:
+    before, _reading.now = _reading.now, True
+    try:
+        yield
+    finally:
+        _reading.now = before
+
+
+def _log_no_errors_twice(engine: sa.Engine) -> None:
+    """May be called for any number of engines: a filter is added once."""
+    pool = engine.pool.logger
+    if not isinstance(pool, logging.Logger):
+        # Echoing is on.
+        pool = pool.logger
+    for logger in (logging.getLogger(exc_filters.__name__), pool):
+        logger.addFilter(_TOLD_BY_THE_ERROR)
+
+
 class Store:
-    """The API database, read.  Thread-safe; raises what the driver raises.
+    """The API database, read.  Thread-safe; raises what the driver raises,
+    and lets nothing else log that.
 
     :param engine: makes the engine, for example with :func:`make_engine`;
         called on first use, and again in a process that was forked since
@@ -64,7 +113,7 @@ class Store:
 
     def cells(self) -> list[CellMapping]:
         """All cell mappings in the order of their ids, with one query."""
-        with self.engine().connect() as connection:
+        with _told_by_the_error(), self.engine().connect() as connection:
             rows = connection.execute(_CELLS).mappings()
             return [as_mapping(row) for row in rows]
 
@@ -73,7 +122,7 @@ class Store:
 
         :returns: None where there is no mapping, or one without a cell yet
         """
-        with self.engine().connect() as connection:
+        with _told_by_the_error(), self.engine().connect() as connection:
             found: int | None = connection.execute(
                 _CELL_ID, {"instance_uuid": instance_uuid}
             ).scalar()
@@ -173,8 +222,44 @@ def make_engine(
     else:
         # Parameters stand in the text of errors else, URLs among them.
         engine.hide_parameters = True
+        _log_no_errors_twice(engine)
+        _share_tls_context(engine)
         return engine
     raise ConfigurationError(f"{_WHERE}: {reason}")
+
+
+def _share_tls_context(engine: sa.Engine) -> None:
+    """Have PyMySQL load the certificates of authorities once.
+
+    From 1.2 on it does so before each attempt to connect for which no option
+    about TLS is set, and holds the interpreter's lock for some 40 ms: while
+    a server is down, each lookup would delay all other requests by that.
+    Such connections verify no certificate, so the context is never outdated.
+    """
+    if engine.dialect.driver != "pymysql":
+        return
+    from pymysql import connections
+
+    base: Any = connections.Connection
+    if not hasattr(base, "_create_ssl_ctx"):
+        return
+    lock = threading.Lock()
+    shared: list[object] = []
+
+    class Connection(base):
+        def _create_ssl_ctx(self, sslp: object) -> object:
+            if sslp:
+                return super()._create_ssl_ctx(sslp)
+            with lock:
+                if not shared:
+                    shared.append(super()._create_ssl_ctx(sslp))
+                return shared[0]
+
+    @sa.event.listens_for(engine, "do_connect")
+    def connect(
+        dialect: object, record: object, cargs: Any, cparams: Any
+    ) -> Any:
+        return Connection(*cargs, **cparams)
 
 
 _WHERE = f"connection in [{GROUP}], or api_database_connection"

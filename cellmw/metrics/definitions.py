@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, values
@@ -124,6 +125,11 @@ class Metrics:
             "database_unreachable",
             "Processes that could not read the cell mappings last.",
         )
+        self.cells_age = self._gauge(
+            "cells_age_seconds",
+            "How long ago the cell mappings in use were read, at most.",
+            mode="livemax",
+        )
         self.instances = self._gauge(
             "instances_remembered", "Instances remembered."
         )
@@ -140,14 +146,18 @@ class Metrics:
         )
 
     def _gauge(
-        self, name: str, text: str, *labels: str
+        self,
+        name: str,
+        text: str,
+        *labels: str,
+        mode: Literal["livesum", "livemax"] = "livesum",
     ) -> prometheus_client.Gauge:
         return prometheus_client.Gauge(
             f"cellmw_{name}",
             text,
             labels,
             registry=self._registry,
-            multiprocess_mode="livesum",
+            multiprocess_mode=mode,
         )
 
     def _histogram(

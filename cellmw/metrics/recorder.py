@@ -148,6 +148,7 @@ class Recorder:
         self._gauge(metrics.questions_waiting, stats.questions_waiting)
         self._gauge(metrics.unreachable, not stats.reachable)
         self._gauge(metrics.instances, stats.instances)
+        self._gauge_most(metrics.cells_age, stats.snapshot_age or 0.0)
         source = str(process.runtime_id)
         for metric, value, *labels in (
             (metrics.lookups, stats.hits, "memory"),
@@ -161,6 +162,10 @@ class Recorder:
     def _gauge(self, metric: object, value: float, *labels: str) -> None:
         key = (metric, labels)
         self._gauges[key] = self._gauges.get(key, 0.0) + value
+
+    def _gauge_most(self, metric: object, value: float) -> None:
+        key: _Key = (metric, ())
+        self._gauges[key] = max(self._gauges.get(key, 0.0), value)
 
     def _count(
         self,

@@ -52,11 +52,12 @@ class Directory:
     failures: int = 0
     reachable: bool = True
     durations: Durations = dataclasses.field(default_factory=Durations)
+    age: float | None = None
 
     def stats(self) -> Stats:
         return Stats(
             cells=2,
-            snapshot_age=None,
+            snapshot_age=self.age,
             reachable=self.reachable,
             instances=7,
             hits=self.hits,
@@ -310,6 +311,34 @@ def test_lookups_are_counted(process: Process, recorder: Recorder) -> None:
     took = "cellmw_database_question_duration_seconds"
     assert found[f"{took}_count"] == 1
     assert found[f"{took}_sum"] == 0.02
+
+
+@pytest.mark.parametrize(
+    "ages,most",
+    [((12.5, 30.0, None), 30.0), ((30.0, 12.5), 30.0), ((None,), None)],
+)
+def test_of_the_ages_of_the_cells_the_highest_is_shown(
+    runtimes: list[Runtime],
+    recorder: Recorder,
+    ages: tuple[float | None, ...],
+    most: float | None,
+) -> None:
+    for number, age in enumerate(ages):
+        process = Process(number)
+        process.directory.age = age
+        runtimes.append(Runtime(process))
+    name = "cellmw_cells_age_seconds"
+    assert shown(recorder).get(name) == most
+    # Other processes' are not added to it either.
+    assert recorder.metrics.cells_age._multiprocess_mode == "livemax"
+
+
+def test_an_age_that_goes_down_is_shown(
+    process: Process, recorder: Recorder
+) -> None:
+    for age in (30.0, 2.0):
+        process.directory.age = age
+        assert shown(recorder)["cellmw_cells_age_seconds"] == age
 
 
 def test_durations_become_what_prometheus_would_make_of_them(

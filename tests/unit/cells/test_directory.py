@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import sys
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +17,7 @@ from cellmw import exceptions
 from cellmw.cells.directory import _CELLS, Directory
 from cellmw.cells.mapping import CELL0_UUID, Cell
 from cellmw.cells.questions import Question
+from cellmw.process import Process
 from tests.directories import (
     Clock,
     Database,
@@ -615,9 +618,9 @@ def test_one_request_a_second_sees_whether_the_database_is_back(
     "interval,timeout,steps,expected",
     [
         # It begins; it is known; it was seen not long ago; it was, long ago.
-        (10.0, 5.0, (10.0, 0.5, 14.0, 15.0), [5.0, 0.25, 5.0]),
+        (10.0, 5.0, (10.0, 0.5, 14.0, 15.0), [2.5, 0.25, 2.5]),
         # Known from one look to the next, however short the times are.
-        (0.1, 0.5, (0.1, 0.9, 0.1, 0.9, 0.1), [0.5, 0.25, 0.25]),
+        (0.1, 0.5, (0.1, 0.9, 0.1, 0.9, 0.1), [0.25, 0.25, 0.25]),
     ],
 )
 def test_an_outage_is_known_for_a_while_and_not_for_ever(
@@ -744,6 +747,107 @@ def test_who_waits_less_is_told_sooner(
         directory.refresh(timeout=timeout)
     # That says nothing about the database.
     assert directory.stats().reachable
+
+
+class Slow(Held):
+    """The database answers some questions when the test says so.
+
+    Who waits for one of these waits by the clock, in no time.
+    """
+
+    def __init__(self, database: Database, clock: Clock, **settings: Any):
+        super().__init__()
+        self.clock = clock
+        self.waited: list[float] = []
+        self.held: Callable[[Any], bool] = lambda key: False
+        # Seconds until the answer to any of them.
+        self.takes = math.inf
+        self.directory = make(database, workers=self, clock=clock, **settings)
+        questions = self.directory._questions
+        self.wait = questions.wait
+        questions.wait = self.wait_by_the_clock  # type: ignore[method-assign]
+
+    def start(self, job: Any) -> None:
+        super().start(job)
+        if not self.held(job.key):
+            self.do_all()
+
+    def wait_by_the_clock(self, question: Question, timeout: float) -> bool:
+        self.waited.append(timeout)
+        if not question.done:
+            self.clock.now += min(timeout, self.takes)
+            if self.takes <= timeout:
+                self.do_all()
+        return self.wait(question, 0.0)
+
+
+@pytest.fixture
+def slow(database: Database, clock: Clock) -> Slow:
+    return Slow(database, clock)
+
+
+def test_cells_that_are_slow_leave_time_for_the_instance(
+    slow: Slow, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    slow.directory.refresh()
+    del slow.waited[:]
+    slow.held = lambda key: key is _CELLS
+    # Much too old: all wait for them.
+    clock.now += 1000.0
+    for method in ("GET", "POST"):
+        assert cell_of(slow.directory.find(OTHER, method)) == cell_uuid(2)
+    assert slow.waited == [2.5, 2.5, 5.0]
+    (record,) = caplog.records
+    assert "asked which cells there are" in record.getMessage()
+    assert "within 2.5 seconds" in record.getMessage()
+
+
+def test_who_could_hardly_wait_tells_of_no_outage(
+    slow: Slow, caplog: pytest.LogCaptureFixture
+) -> None:
+    slow.held = lambda key: True
+    slow.takes = 3.75
+    with pytest.raises(exceptions.LookupFailed, match=r"within 1\.25 sec"):
+        slow.directory.find(INSTANCE)
+    assert slow.waited == [5.0, 1.25]
+    assert not caplog.records
+
+
+def test_what_a_request_had_left_is_enough_to_tell_of_an_outage(
+    slow: Slow, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    slow.directory.refresh()
+    slow.held = lambda key: True
+    clock.now += 1000.0
+    with pytest.raises(exceptions.LookupFailed):
+        slow.directory.find(INSTANCE)
+    assert len(caplog.records) == 2
+
+
+@pytest.mark.parametrize(
+    "timeout,most", [(5.0, 0.5), (1.0, 0.125), (60.0, 0.5)]
+)
+def test_a_message_waits_little_for_what_its_cell_is_now(
+    database: Database,
+    clock: Clock,
+    caplog: pytest.LogCaptureFixture,
+    timeout: float,
+    most: float,
+) -> None:
+    slow = Slow(database, clock, lookup_timeout=timeout)
+    cell = slow.directory.cell(cell_uuid(1))
+    del slow.waited[:]
+    slow.held = lambda key: True
+    clock.now += 1000.0
+    process: Any = types.SimpleNamespace(
+        directory=slow.directory,
+        settings=types.SimpleNamespace(lookup_timeout=timeout),
+    )
+    assert Process._current(process, cell) is cell
+    assert slow.waited == [most]
+    # So short a time says nothing about the database.
+    assert slow.directory.stats().reachable
+    assert not caplog.records
 
 
 def test_no_thread_to_ask_with_is_a_failed_lookup(

@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import socket
+import sqlite3
+import ssl
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pymysql
 import pytest
 import sqlalchemy as sa
 from oslo_config import cfg
@@ -227,6 +232,140 @@ def test_another_process_makes_an_engine_of_its_own(
     other.close()
     other.close()
     assert disposed == [parents]
+
+
+# What fails is told by the error.
+
+
+def break_it(engine: sa.Engine) -> sa.Engine:
+    """No statement succeeds, and no connection is given back in order."""
+
+    def execute(*args: object) -> None:
+        raise sqlite3.DatabaseError("broken")
+
+    def reset(*args: object) -> None:
+        raise OSError("gone")
+
+    sa.event.listen(engine, "do_execute", execute)
+    sa.event.listen(engine, "reset", reset)
+    return engine
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> sa.Engine:
+    url = f"sqlite:///{tmp_path}/x.sqlite"
+    engine = store.make_engine(configuration(tmp_path), url)
+    engine.connect().close()
+    return break_it(engine)
+
+
+def fails_elsewhere(engine: sa.Engine) -> None:
+    with (
+        pytest.raises(Exception, match="broken"),
+        engine.connect() as connection,
+    ):
+        connection.exec_driver_sql("SELECT 1")
+
+
+EXC_FILTERS = "oslo_db.sqlalchemy.exc_filters"
+
+
+def test_no_traceback_is_logged_of_what_is_raised(
+    broken: sa.Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    reading = store.Store(lambda: broken)
+    for _ in range(3):
+        with pytest.raises(Exception, match="broken"):
+            reading.cells()
+        with pytest.raises(Exception, match="broken"):
+            reading.cell_id_of("x")
+    assert not caplog.records
+
+
+def test_what_others_read_is_logged_as_ever(
+    broken: sa.Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    others = engines.create_engine(f"sqlite:///{tmp_path}/x.sqlite")
+    break_it(others)
+    with pytest.raises(Exception, match="broken"):
+        store.Store(lambda: broken).cells()
+    for engine in (broken, others):
+        caplog.clear()
+        fails_elsewhere(engine)
+        assert {record.name for record in caplog.records} == {
+            EXC_FILTERS,
+            f"sqlalchemy.pool.impl.{type(engine.pool).__name__}",
+        }
+
+
+def test_at_debug_all_is_logged(
+    broken: sa.Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG, EXC_FILTERS):
+        with pytest.raises(Exception, match="broken"):
+            store.Store(lambda: broken).cells()
+    assert {record.name for record in caplog.records} == {EXC_FILTERS}
+
+
+def test_a_filter_is_added_once(broken: sa.Engine, tmp_path: Path) -> None:
+    logger = logging.getLogger(EXC_FILTERS)
+    before = list(logger.filters)
+    store.make_engine(configuration(tmp_path), "sqlite://")
+    assert logger.filters == before
+
+
+# TLS.
+
+
+@pytest.fixture
+def contexts(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What contexts are made with, while no server can be reached."""
+    made: list[object] = []
+
+    def create(**arguments: object) -> ssl.SSLContext:
+        made.append(arguments["cafile"])
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+    def connect(*args: object, **arguments: object) -> None:
+        raise ConnectionRefusedError("refused")
+
+    monkeypatch.setattr(ssl, "create_default_context", create)
+    monkeypatch.setattr(socket, "create_connection", connect)
+    return made
+
+
+def try_to_connect(engine: sa.Engine) -> None:
+    for _ in range(3):
+        with pytest.raises(Exception, match="refused"):
+            engine.connect()
+
+
+def test_attempts_to_connect_share_one_context(
+    tmp_path: Path, contexts: list[object]
+) -> None:
+    try_to_connect(store.make_engine(configuration(tmp_path), MYSQL))
+    # Before 1.2 PyMySQL makes none unless asked to.
+    assert len(contexts) == (1 if pymysql.VERSION >= (1, 2) else 0)
+
+
+def test_options_about_tls_are_left_to_the_driver(
+    tmp_path: Path, contexts: list[object]
+) -> None:
+    url = f"{MYSQL}?ssl_ca=/x"
+    try_to_connect(store.make_engine(configuration(tmp_path), url))
+    assert contexts == ["/x"] * 3
+    del contexts[:]
+    url = f"{MYSQL}?ssl_disabled=true"
+    try_to_connect(store.make_engine(configuration(tmp_path), url))
+    assert contexts == []
+
+
+def test_a_driver_made_otherwise_is_used_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(pymysql.connections.Connection, "_create_ssl_ctx")
+    engine = store.make_engine(configuration(tmp_path), MYSQL)
+    assert not engine.dialect.dispatch.do_connect
 
 
 def test_reading_imports_neither_alembic_nor_cliff() -> None:
