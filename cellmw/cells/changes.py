@@ -8,9 +8,17 @@ lent.  Calls block for as long as the driver does.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Container,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from typing import Any
 
 import sqlalchemy as sa
@@ -25,6 +33,14 @@ from cellmw.redaction import Secret
 
 # A deadlock ends one of two transactions, through no fault of its own.
 _ATTEMPTS = 5
+
+# ER_TABLEACCESS_DENIED_ERROR of MariaDB and MySQL.
+_TABLE_ACCESS_DENIED = 1142
+
+# How long another change of the cells may keep this one waiting.  Seconds.
+_LOCK_TIMEOUT = 60
+# That of PostgreSQL is a number of the database's own: "cellmw".
+_LOCK_NUMBER = int.from_bytes(b"cellmw")
 
 _UNIQUE = ("name", "database_connection", "transport_url")
 _FOREIGN_TABLES = {
@@ -96,7 +112,7 @@ class Changes:
         :raises ChangeRefused: there is one with its UUID, its name, its
             database or its broker and virtual host
         """
-        with self._engine.begin() as connection:
+        with _only_change(self._engine) as connection:
             self._refuse_duplicate(connection, mapping, _UNIQUE)
             try:
                 connection.execute(
@@ -120,7 +136,7 @@ class Changes:
         :raises ChangeRefused: there is no such cell, or another one with the
             same name, database, or broker and virtual host
         """
-        with self._engine.begin() as connection:
+        with _only_change(self._engine) as connection:
             mapping = dataclasses.replace(
                 _cell_for_update(connection, uuid), **values
             )
@@ -264,6 +280,82 @@ class Changes:
         return urls.broker_of(generation.url.reveal())
 
 
+@contextlib.contextmanager
+def _only_change(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """A transaction while which nobody else creates or updates a cell.
+
+    Whether another cell has the same broker is seen by looking at all of
+    them, and no unique key tells it.  On a cluster of MariaDB the lock holds
+    off those only who use the same server.
+
+    :raises ChangeRefused: somebody else is at it for too long
+    """
+    with (
+        engine.connect() as connection,
+        _LOCKS.get(engine.dialect.name, _begun)(connection),
+    ):
+        yield connection
+
+
+def _begun(
+    connection: sa.Connection,
+) -> contextlib.AbstractContextManager[object]:
+    return connection.begin()
+
+
+@contextlib.contextmanager
+def _mysql_lock(connection: sa.Connection) -> Iterator[None]:
+    # It belongs to the connection, not to the transaction, and has to
+    # outlive that: whoever gets it next must see what was committed.  Its
+    # name is the server's, and has at most 64 characters.
+    name = {"name": f"cellmw {connection.engine.url.database}"[:64]}
+    got = connection.execute(
+        sa.text(f"SELECT GET_LOCK(:name, {_LOCK_TIMEOUT})"), name
+    ).scalar()
+    if not got:
+        raise ChangeRefused("somebody else is changing the cells")
+    try:
+        connection.rollback()
+        with connection.begin():
+            yield
+    finally:
+        # One that cannot be told so is dead, and then it is released.
+        with contextlib.suppress(sa.exc.SQLAlchemyError, db_exception.DBError):
+            connection.execute(sa.text("DO RELEASE_LOCK(:name)"), name)
+            connection.rollback()
+
+
+@contextlib.contextmanager
+def _postgresql_lock(connection: sa.Connection) -> Iterator[None]:
+    with connection.begin():
+        # Released at the end of the transaction, when others can see it.
+        connection.execute(
+            sa.text("SELECT pg_advisory_xact_lock(:number)"),
+            {"number": _LOCK_NUMBER},
+        )
+        yield
+
+
+@contextlib.contextmanager
+def _sqlite_lock(connection: sa.Connection) -> Iterator[None]:
+    with connection.begin():
+        # As BEGIN IMMEDIATE, for oslo.db has begun already: a transaction
+        # whose first statement writes lets no other one write.
+        connection.execute(sa.delete(cell_mappings).where(sa.false()))
+        yield
+
+
+_LOCKS: Mapping[
+    str,
+    Callable[[sa.Connection], contextlib.AbstractContextManager[object]],
+] = {
+    "mysql": _mysql_lock,
+    "mariadb": _mysql_lock,
+    "postgresql": _postgresql_lock,
+    "sqlite": _sqlite_lock,
+}
+
+
 def _columns(mapping: CellMapping) -> dict[str, Any]:
     return {
         "name": mapping.name,
@@ -319,7 +411,7 @@ def _count_instances(
 def _count_foreign(
     connection: sa.Connection, table: str, cell_id: int | None
 ) -> int:
-    if not sa.inspect(connection).has_table(table):
+    if not has_table(connection, table):
         return 0
     found = sa.table(table, sa.column("cell_id"))
     return connection.execute(
@@ -327,6 +419,21 @@ def _count_foreign(
         .select_from(found)
         .where(found.c.cell_id == cell_id)
     ).scalar_one()
+
+
+def has_table(bind: sa.Engine | sa.Connection, name: str) -> bool:
+    """Whether there is a table; one that we may not look at is none."""
+    try:
+        return sa.inspect(bind).has_table(name)
+    except (db_exception.DBError, sa.exc.DBAPIError) as error:
+        inner = getattr(error, "inner_exception", None) or error
+        arguments = getattr(getattr(inner, "orig", inner), "args", ())
+        # What MariaDB and MySQL say of tables without a right on them, of
+        # those too that are not there.  A cell that rows of one refer to
+        # is not deleted all the same: the foreign key sees to that.
+        if arguments[:1] == (_TABLE_ACCESS_DENIED,):
+            return False
+        raise
 
 
 def _instances(
@@ -409,7 +516,10 @@ class _Plan:
                 f"instance {wanted.instance_uuid} is mapped already, with "
                 f"{different}; --replace changes it"
             )
-        if different or there.cell_uuid is None:
+        says_more = (
+            replace and wanted.user_id is not None and there.user_id is None
+        )
+        if different or says_more or there.cell_uuid is None:
             self._changed.append(values)
 
     def carry_out(self, now: datetime.datetime) -> None:

@@ -10,13 +10,14 @@ may hold a credential is printed before it was scrubbed.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import re
 import sys
 import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, ClassVar, TextIO
 
 import sqlalchemy as sa
 from cliff.command import Command as CliffCommand
@@ -25,7 +26,7 @@ from cliff.show import ShowOne
 from oslo_config import cfg
 from oslo_db import exception as db_exception
 
-from cellmw import options, redaction
+from cellmw import exceptions, options, redaction
 from cellmw.cells import mapping, store
 from cellmw.cells.changes import Changes
 from cellmw.cells.mapping import Cell, CellMapping
@@ -132,14 +133,16 @@ class Configuration:
         oslo.prepare(self.conf)
         store.register_options(self.conf)
         self.settings = options.load(self.conf, {})
-        connection = self.conf[store.GROUP].connection
-        if not connection:
+        # Read once, and here: reading may fail.
+        self._base_url = _text_of(self.conf, "DEFAULT", "transport_url")
+        connection = _text_of(self.conf, store.GROUP, "connection")
+        if connection is None:
             raise Failed(
                 "no API database is configured: give a --config-file with "
                 f"connection in [{store.GROUP}]"
             )
         self._holds: list[redaction.Hold] = []
-        self.hide(_secret(self.conf.transport_url), _secret(connection))
+        self.hide(self._base_url, connection)
 
     def hide(self, *urls: Secret | None) -> None:
         """Let the credentials of these show up in no text until the end."""
@@ -194,10 +197,34 @@ class Configuration:
         raise Failed(f"there is no cell {cell_uuid}")
 
     def expand(self, cell: CellMapping) -> Cell:
-        """What requests for a cell would get."""
-        return mapping.expand(
-            cell, self.conf.transport_url, self.known_drivers
-        )
+        """What requests for a cell would get, as far as its URL tells."""
+        base_url = None if self._base_url is None else self._base_url.reveal()
+        return mapping.expand(cell, base_url, self.known_drivers)
+
+    def outcome(self, cell: CellMapping) -> Cell:
+        """What requests for a cell would get, its driver included.
+
+        Makes its transport, which opens no socket, and closes that again.
+        """
+        expanded = self.expand(cell)
+        if expanded.generation is None:
+            return expanded
+        try:
+            transport = self._transports.open(expanded.generation, True)
+        except exceptions.CellMisconfigured as error:
+            return Cell(
+                cell.uuid,
+                cell.name,
+                refusal=(type(error), f"transport_url: {error.cause}"),
+            )
+        # A driver that cannot close what it never used can be used.
+        with contextlib.suppress(Exception):
+            transport.cleanup()
+        return expanded
+
+    @functools.cached_property
+    def _transports(self) -> oslo.OsloTransports:
+        return oslo.OsloTransports(self.conf, ())
 
     def close(self) -> None:
         """Close the connections, and forget what was hidden."""
@@ -244,17 +271,31 @@ def _refuse_missing_file(url: sa.URL) -> None:
         raise Failed(f"there is no SQLite database {name}")
 
 
-def _secret(text: str | None) -> Secret | None:
-    return Secret(text) if text else None
+def _text_of(conf: cfg.ConfigOpts, group: str, name: str) -> Secret | None:
+    """The value of an option that is a text; None: it is not set."""
+    try:
+        text = conf[name] if group == "DEFAULT" else conf[group][name]
+        return Secret(text) if text else None
+    except (cfg.Error, ValueError):
+        # "$name" stands for another option, and the error quotes it: of a
+        # password with a "$" in it, all that follows.
+        pass
+    raise Failed(
+        f"option {name} in [{group}] has a bad value: it refers to an option "
+        "that is not there (a $ is written $$ in a configuration file)"
+    )
 
 
 class Command(CliffCommand):
     """A command with a configuration, whose failures are one line.
 
+    :ivar names: the columns that it prints, or fields; none: it has no
+        option to choose among them
     :ivar status: exit status of a command that was carried out
     :ivar may_make_database: whether SQLite may make a new file
     """
 
+    names: ClassVar[tuple[str, ...]] = ()
     status = 0
     may_make_database = False
 
@@ -267,16 +308,18 @@ class Command(CliffCommand):
 
     def run(self, parsed_args: argparse.Namespace) -> int:
         """Carry it out and give the exit status."""
-        files = [
-            *(getattr(self.app.options, "global_config_file", None) or ()),
-            *(parsed_args.config_file or ()),
-        ]
-        try:
-            self.configuration = Configuration(
-                files, may_make_database=self.may_make_database
+        unknown = self._unknown_column(parsed_args)
+        if unknown is not None:
+            # cliff finds it out when the change has been made.
+            complain(
+                self.app.stderr,
+                f"argument -c/--column: there is no column {unknown!r} "
+                f"(known: {', '.join(self.names)})",
             )
-        except (Failed, ConfigurationError) as error:
-            complain(self.app.stderr, str(error))
+            return 2
+        problem = self._configure(parsed_args)
+        if problem is not None:
+            complain(self.app.stderr, problem)
             return 1
         try:
             problem = self._try(parsed_args)
@@ -286,6 +329,30 @@ class Command(CliffCommand):
             return 1
         finally:
             self.configuration.close()
+
+    def _unknown_column(self, parsed_args: argparse.Namespace) -> str | None:
+        for wanted in getattr(parsed_args, "columns", ()):
+            # As cliff compares them.
+            if wanted.lower().strip().replace(" ", "_") not in self.names:
+                return str(wanted)
+        return None
+
+    def _configure(self, parsed_args: argparse.Namespace) -> str | None:
+        """Read the configuration, or say why that is not possible."""
+        files = [
+            *(getattr(self.app.options, "global_config_file", None) or ()),
+            *(parsed_args.config_file or ()),
+        ]
+        try:
+            self.configuration = Configuration(
+                files, may_make_database=self.may_make_database
+            )
+        except (Failed, ConfigurationError) as error:
+            return str(error)
+        except Exception as error:
+            # Nothing of it is known to be hidden yet.
+            return _of_configuration(error)
+        return None
 
     def _try(self, parsed_args: argparse.Namespace) -> str | None:
         """Carry it out, or say why that is not possible."""
@@ -297,6 +364,8 @@ class Command(CliffCommand):
             return str(error)
         except (db_exception.DBError, sa.exc.SQLAlchemyError) as error:
             return self.about_database(error)
+        except cfg.Error as error:
+            return _of_configuration(error)
         except Exception as error:
             return f"unexpected {redaction.describe(error)}"
         return None
@@ -319,6 +388,14 @@ class Command(CliffCommand):
         return f"the API database refuses: {_cause(error)}"
 
 
+def _of_configuration(error: Exception) -> str:
+    """What to say of an error whose text may quote a value."""
+    return (
+        f"the configuration cannot be used ({type(error).__name__}); a $ in "
+        "a value is written $$ in a configuration file"
+    )
+
+
 def _cause(error: Exception) -> str:
     """What the driver says, in its first line.
 
@@ -333,6 +410,20 @@ def _cause(error: Exception) -> str:
     )
 
 
+# These escape what cannot be printed by themselves, each in its own way.
+_ESCAPING_FORMATS = ("json", "yaml")
+
+
+def printable(value: Any) -> Any:
+    """A cell of a table that a terminal, or who reads lines, can be given.
+
+    Names and projects may come from somebody else's hands.
+    """
+    if not isinstance(value, str):
+        return value
+    return redaction.one_line(value, sys.maxsize)
+
+
 class ListCommand(Command, Lister):
     """A command that prints rows."""
 
@@ -341,6 +432,17 @@ class ListCommand(Command, Lister):
         parser = super().get_parser(prog_name)
         parser.set_defaults(fit_width=True)
         return parser
+
+    def produce_output(
+        self,
+        parsed_args: argparse.Namespace,
+        column_names: Sequence[str],
+        data: Iterable[Sequence[Any]],
+    ) -> int:
+        """Print the rows."""
+        if parsed_args.formatter not in _ESCAPING_FORMATS:
+            data = [[printable(value) for value in row] for row in data]
+        return super().produce_output(parsed_args, column_names, data)
 
 
 class ShowCommand(Command, ShowOne):
@@ -351,6 +453,17 @@ class ShowCommand(Command, ShowOne):
         parser = super().get_parser(prog_name)
         parser.set_defaults(fit_width=True)
         return parser
+
+    def produce_output(
+        self,
+        parsed_args: argparse.Namespace,
+        column_names: Sequence[str],
+        data: Sequence[Any],
+    ) -> int:
+        """Print the fields."""
+        if parsed_args.formatter not in _ESCAPING_FORMATS:
+            data = [printable(value) for value in data]
+        return super().produce_output(parsed_args, column_names, data)
 
 
 def columns(fields: Iterable[tuple[str, Any]]) -> tuple[Any, Any]:

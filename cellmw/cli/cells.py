@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from cellmw import exceptions, redaction
 from cellmw.cells import urls
+from cellmw.cells.changes import has_table
 from cellmw.cells.mapping import CELL0_UUID, CellMapping
 from cellmw.cli import base
 from cellmw.redaction import Secret
@@ -26,6 +27,12 @@ _DATABASE_HELP = (
 )
 
 
+_NAMES = (
+    *("uuid", "name", "disabled", "transport_url"),
+    *("database_connection", "state"),
+)
+
+
 def shown(url: Secret | None) -> str | None:
     """A URL as it may be printed."""
     return None if url is None else redaction.redact_url(url.reveal())
@@ -33,7 +40,7 @@ def shown(url: Secret | None) -> str | None:
 
 def state_of(configuration: base.Configuration, cell: CellMapping) -> str:
     """In a few words, what requests for a cell get."""
-    expanded = configuration.expand(cell)
+    expanded = configuration.outcome(cell)
     if expanded.refusal is None:
         return "disabled, is sent to" if cell.disabled else "usable"
     error, reason = expanded.refusal
@@ -63,17 +70,15 @@ class CellList(base.ListCommand):
     instance in the cell get.
     """
 
+    names = _NAMES
+
     def take_action(self, parsed_args: argparse.Namespace) -> Any:
         """Give the rows."""
         rows = [
             [value for _, value in fields_of(self.configuration, cell)]
             for cell in self.configuration.cells()
         ]
-        names = [
-            *("uuid", "name", "disabled", "transport_url"),
-            *("database_connection", "state"),
-        ]
-        return names, rows
+        return self.names, rows
 
 
 class CellShow(base.ShowCommand):
@@ -81,6 +86,11 @@ class CellShow(base.ShowCommand):
 
     URLs are shown without credentials.
     """
+
+    names = (
+        *_NAMES,
+        *("transport_url_filled_in", "instances", "queued_for_delete"),
+    )
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """The options of this command."""
@@ -114,6 +124,8 @@ class CellCreate(base.ShowCommand):
     Refused if there is one with the same UUID, name, database, or broker and
     virtual host.
     """
+
+    names = _NAMES
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """The options of this command."""
@@ -160,9 +172,9 @@ class CellCreate(base.ShowCommand):
         _check(configuration, cell)
         if cell.disabled and cell.uuid == CELL0_UUID:
             raise base.Failed("cell0 cannot be disabled")
-        if cell.database_connection is None and sa.inspect(
-            configuration.engine
-        ).has_table("host_mappings"):
+        if cell.database_connection is None and has_table(
+            configuration.engine, "host_mappings"
+        ):
             raise base.Failed(
                 "Nova manages these tables, and it cannot read a cell "
                 "without --database-connection"
@@ -176,6 +188,8 @@ class CellUpdate(base.ShowCommand):
 
     What is not given stays as it is.
     """
+
+    names = (*_NAMES, "running_processes")
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """The options of this command."""
@@ -264,8 +278,8 @@ class CellDelete(base.Command):
         interval = self.configuration.settings.cell_refresh_interval
         self.app.stdout.write(
             f"Cell {parsed_args.cell} was deleted. Running processes refuse "
-            f"to send to it once they have read the cell mappings again, "
-            f"which they do every {interval:g} s (cell_refresh_interval).\n"
+            "to send to it when they have seen that. "
+            f"{_when(interval)}\n"
         )
 
 
@@ -287,33 +301,53 @@ def _check(
     """Refuse what could not be used, before anything is written."""
     configuration.hide(cell.transport_url, cell.database_connection)
     if transport_url:
-        refusal = configuration.expand(cell).refusal
+        refusal = configuration.outcome(cell).refusal
         if refusal and refusal[0] is exceptions.CellMisconfigured:
             raise base.Failed(refusal[1])
     database = cell.database_connection
     # Over what a template is filled in stands in Nova's configuration.
     if database is not None and not urls.is_template(database.reveal()):
-        try:
-            sa.make_url(database.reveal())
-        except (sa.exc.ArgumentError, ValueError):
-            raise base.Failed(
-                "database_connection: it is no database URL"
-            ) from None
+        problem = _problem_of_database(database)
+        if problem is not None:
+            raise base.Failed(f"database_connection: {problem}")
+
+
+def _problem_of_database(url: Secret) -> str | None:
+    """Why this cannot lead to a database; its driver needs not be here."""
+    try:
+        sa.make_url(url.reveal()).get_dialect()
+    except sa.exc.NoSuchModuleError:
+        return "SQLAlchemy knows no such kind of database, or driver"
+    except (sa.exc.ArgumentError, ValueError):
+        return "it is no database URL"
+    except ImportError:
+        # That of another machine, perhaps: who reads it has it installed.
+        return None
+    return None
 
 
 def _effect(configuration: base.Configuration, *, moved: bool) -> str:
     """What running processes will do about a change, and when."""
     interval = configuration.settings.cell_refresh_interval
     when = (
-        "Each with this filter reads the cell mappings again once they are "
-        f"{interval:g} s old (cell_refresh_interval); none needs a restart. "
-        "Nova's own services see the change when they are restarted."
+        f"{_when(interval)} None needs a restart. Nova's own services see "
+        "the change when they are restarted."
     )
     if not moved:
         return f"{when} Messages go where they went before."
     return (
         f"{when} From then on messages go to the new URL. A request that has "
         "sent a message to the old one stays with it; the connections to the "
-        "old one are closed when no request uses them. A process that cannot "
-        "reach the API database goes on with the old one until it can."
+        "old one are closed when no request uses them."
+    )
+
+
+def _when(interval: float) -> str:
+    """When a running process goes by what was written."""
+    return (
+        "Each with this filter reads the cell mappings again for the first "
+        f"request that finds them {interval:g} s old "
+        "(cell_refresh_interval). While it reads them, other requests go by "
+        f"the old ones until these are {2 * interval:g} s old, and while it "
+        "cannot reach the API database, all do, until it can."
     )

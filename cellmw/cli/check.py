@@ -48,6 +48,8 @@ class CellCheck(base.ListCommand):
     if each broker could be reached; cells that have no queue do not count.
     """
 
+    names = ("uuid", "name", "transport_url", "state", "detail", "seconds")
+
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """The options of this command."""
         parser = super().get_parser(prog_name)
@@ -87,8 +89,7 @@ class CellCheck(base.ListCommand):
                     None if seconds is None else round(seconds, 3),
                 ]
             )
-        names = ["uuid", "name", "transport_url", "state", "detail", "seconds"]
-        return names, rows
+        return self.names, rows
 
     def _chosen(self, wanted: Sequence[str]) -> list[CellMapping]:
         known = {cell.uuid: cell for cell in self.configuration.cells()}

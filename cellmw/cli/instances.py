@@ -30,6 +30,11 @@ _PROGRESS_INTERVAL = 1.0
 class InstanceShow(base.ShowCommand):
     """Show in which cell an instance is."""
 
+    names = (
+        *("instance_uuid", "cell_uuid", "cell_name"),
+        *("project_id", "user_id", "queued_for_delete"),
+    )
+
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """The options of this command."""
         parser = super().get_parser(prog_name)
@@ -68,6 +73,8 @@ class InstanceMap(base.ShowCommand):
     anything is written. Each batch is one transaction: if it is interrupted,
     run it again.
     """
+
+    names = ("added", "changed", "unchanged", "running_processes")
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """The options of this command."""

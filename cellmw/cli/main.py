@@ -14,6 +14,7 @@ import importlib.metadata
 import logging
 import sys
 from collections.abc import Sequence
+from typing import TextIO
 
 from cliff import _argparse
 from cliff import help as cliff_help
@@ -41,6 +42,20 @@ COMMANDS: dict[str, type[base.Command]] = {
 
 class Help(cliff_help.HelpCommand):
     """Show the help of a command."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """The options of this command."""
+        parser = super().get_parser(prog_name)
+        base.report_errors_on_one_line(parser)
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> int:
+        """Show it and give the exit status."""
+        try:
+            return super().take_action(parsed_args)
+        except ValueError:
+            # cliff logs it, where nobody looks.
+            return _no_such_command(self.app.stderr, parsed_args.cmd)
 
 
 class ManageApp(App):
@@ -149,14 +164,19 @@ class ManageApp(App):
         try:
             self.command_manager.find_command(argv)
         except ValueError:
-            words = [word for word in argv if not word.startswith("-")]
-            base.complain(
-                self.stderr,
-                f"no such command: {' '.join(words[:2]) or argv[0]} "
-                f"(see {PROGRAM} --help)",
-            )
-            return 2
+            return _no_such_command(self.stderr, argv)
         return super().run_subcommand(argv)
+
+
+def _no_such_command(stream: TextIO, argv: Sequence[str]) -> int:
+    """Say so, and give the exit status."""
+    words = [word for word in argv if not word.startswith("-")]
+    base.complain(
+        stream,
+        f"no such command: {' '.join(words[:2]) or argv[0]} "
+        f"(see {PROGRAM} --help)",
+    )
+    return 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:

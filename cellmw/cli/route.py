@@ -32,6 +32,8 @@ class Route(base.ListCommand):
     confirmed; options that stand in the filter's paste section are not seen.
     """
 
+    names = ("step", "found", "meaning")
+
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """The options of this command."""
         parser = super().get_parser(prog_name)
@@ -66,7 +68,7 @@ class Route(base.ListCommand):
             base.complain(
                 self.app.stderr, self.about_database(explanation.failure)
             )
-        return ("step", "found", "meaning"), rows
+        return self.names, rows
 
 
 def _method(text: str) -> str:
@@ -131,7 +133,7 @@ class _Explanation:
             return
         cells_by_id = {cell.id: cell for cell in known}
         yield from self._mapped(uuid, cell_id, cells_by_id)
-        yield self._memory()
+        yield self._memory(known=cell_id in cells_by_id)
 
     def _match(self, path: str) -> tuple[str | None, int]:
         patterns = self._settings.instance_path_patterns
@@ -164,7 +166,7 @@ class _Explanation:
         if cell_id is None:
             found = self._configuration.changes.instance(uuid)
             what = "there is none" if found is None else "it has no cell yet"
-            yield ("mapping", what, "nothing is remembered of it")
+            yield ("mapping", what, "the instance is in no cell")
             yield (
                 "request",
                 "mq_connection None, cell_uuid None",
@@ -173,11 +175,11 @@ class _Explanation:
             return
         cell = cells_by_id.get(cell_id)
         if cell is None:
+            yield ("mapping", f"cell id {cell_id}", "there is no such cell")
             yield (
-                "mapping",
-                f"cell id {cell_id}",
-                "there is no such cell; mq_connection refuses to send "
-                "(CellNotFound)",
+                "request",
+                "mq_connection refuses to send, cell_uuid None",
+                "CellNotFound: the mapping names a cell that is not there",
             )
             return
         queued = self._configuration.changes.instance(uuid)
@@ -197,7 +199,7 @@ class _Explanation:
         )
         name = f" ({cell.name})" if cell.name else ""
         yield ("cell", f"{cell.uuid}{name}", note)
-        expanded = self._configuration.expand(cell)
+        expanded = self._configuration.outcome(cell)
         written = cell.transport_url.reveal() if cell.transport_url else ""
         yield (
             "transport_url",
@@ -231,11 +233,17 @@ class _Explanation:
             "'cellmw-manage cell check' tries that",
         )
 
-    def _memory(self) -> _Step:
+    def _memory(self, *, known: bool) -> _Step:
+        """What is remembered of all this.
+
+        :param known: the instance is in a cell that is there
+        """
         settings = self._settings
         ttl = settings.instance_cache_ttl
         interval = settings.cell_refresh_interval
-        if not ttl:
+        if not known:
+            found = "the instance: never, for no cell of it is known"
+        elif not ttl:
             found = "the instance: never (instance_cache_ttl = 0)"
         elif (
             settings.instance_cache_for == "safe"
@@ -249,7 +257,7 @@ class _Explanation:
             found = f"the instance: for up to {ttl:g} s (instance_cache_ttl)"
         return (
             "memory",
-            f"{found}; the cell: read again after {interval:g} s "
+            f"{found}; the cells: read again after {interval:g} s "
             "(cell_refresh_interval)",
             "each running process remembers for itself, so one may still go "
             "by what it has read before; while the database cannot be "

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import datetime
 import functools
 import threading
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 
 import pytest
 import sqlalchemy as sa
@@ -22,6 +24,7 @@ from cellmw.cells.store import Store
 from cellmw.cells.tables import cell_mappings, instance_mappings
 from cellmw.redaction import Secret
 from tests import servers
+from tests.functional.database.engines import make_engine
 
 ONE = "3a0a4dd6-7cb9-4a9c-9a0b-7b1d2b6a0001"
 TWO = "3a0a4dd6-7cb9-4a9c-9a0b-7b1d2b6a0002"
@@ -334,6 +337,17 @@ def test_a_mapping_without_a_cell_gets_one(
     assert Store(lambda: engine).cell_id_of(instance(1)) == cells[0].id
 
 
+def test_a_user_that_the_mapping_lacks_is_added_on_demand_only(
+    changes: Changes, cells: list[CellMapping], engine: sa.Engine
+) -> None:
+    changes.map_instances([mapped(1)])
+    wanted = [mapped(1, user_id="u")]
+    assert changes.map_instances(wanted) == Tally(unchanged=1)
+    assert changes.map_instances(wanted, replace=True) == Tally(changed=1)
+    assert rows(engine, instance_mappings)[0]["user_id"] == "u"
+    assert changes.map_instances(wanted, replace=True) == Tally(unchanged=1)
+
+
 def test_an_unknown_cell_maps_nothing(
     changes: Changes, engine: sa.Engine, cells: list[CellMapping]
 ) -> None:
@@ -373,3 +387,114 @@ def test_two_who_map_the_same_instances_at_once_both_succeed(
         thread.join()
     total = sum(tallies, Tally())
     assert total == Tally(added=200, unchanged=200)
+
+
+@pytest.mark.parametrize("field", ["name", "broker", "database"])
+def test_of_duplicates_that_come_at_once_one_is_created(
+    changes: Changes, engine: sa.Engine, field: str
+) -> None:
+    rounds, at_once = 5, 4
+    barrier = threading.Barrier(at_once, timeout=30)
+    refused: list[str] = []
+
+    def run(number: int) -> None:
+        for round_ in range(rounds):
+            own = f"{round_}-{number}"
+            same = dict.fromkeys(("name", "broker", "database"), own)
+            same[field] = f"{round_}"
+            mapping = cell(
+                str(uuid.uuid4()),
+                f"rabbit://u:p@{same['broker']}/v",
+                name=same["name"],
+                database_connection=Secret(
+                    f"mysql://u:p@h/{same['database']}"
+                ),
+            )
+            barrier.wait()
+            try:
+                changes.create_cell(mapping)
+            except ChangeRefused as error:
+                refused.append(str(error))
+
+    at_once_run(run, at_once)
+    assert len(rows(engine, cell_mappings)) == rounds
+    assert len(refused) == rounds * (at_once - 1)
+    assert all("has the same" in text for text in refused)
+
+
+def test_of_updates_to_the_same_that_come_at_once_one_is_made(
+    changes: Changes, cells: list[CellMapping], engine: sa.Engine
+) -> None:
+    barrier = threading.Barrier(2, timeout=30)
+    refused: list[str] = []
+
+    def run(number: int) -> None:
+        for round_ in range(10):
+            barrier.wait()
+            try:
+                changes.update_cell((ONE, TWO)[number], name=f"{round_}")
+            except ChangeRefused as error:
+                refused.append(str(error))
+
+    at_once_run(run, 2)
+    assert len(refused) == 10
+    assert len({row["name"] for row in rows(engine, cell_mappings)}) == 2
+
+
+def at_once_run(run: Callable[[int], None], count: int) -> None:
+    with concurrent.futures.ThreadPoolExecutor(count) as pool:
+        for job in [pool.submit(run, number) for number in range(count)]:
+            job.result(timeout=120)
+
+
+def test_a_change_that_is_refused_keeps_nobody_out(
+    changes: Changes, cells: list[CellMapping], api_database: servers.Database
+) -> None:
+    with pytest.raises(ChangeRefused):
+        changes.create_cell(cells[0])
+    other = make_engine(api_database.url)
+    try:
+        Changes(other, expand=changes._expand).update_cell(ONE, name="new")
+    finally:
+        other.dispose()
+
+
+@pytest.fixture
+def writer(
+    api_database: servers.Database, engine: sa.Engine
+) -> Iterator[sa.Engine]:
+    """The engine of who may use the two tables and nothing else."""
+    if api_database.kind != "mysql":
+        pytest.skip("others tell which tables there are without a right")
+    name = f"cellmw_{uuid.uuid4().hex[:8]}"
+    with engine.begin() as connection:
+        connection.execute(
+            sa.text(f"CREATE USER {name}@'%' IDENTIFIED BY 'Zpw'")
+        )
+        for table in (cell_mappings, instance_mappings):
+            connection.execute(
+                sa.text(
+                    "GRANT SELECT, INSERT, UPDATE, DELETE "
+                    f"ON {table.name} TO {name}@'%'"
+                )
+            )
+    url = sa.make_url(api_database.url).set(username=name, password="Zpw")
+    of_writer = make_engine(url.render_as_string(hide_password=False))
+    yield of_writer
+    of_writer.dispose()
+    with engine.begin() as connection:
+        connection.execute(sa.text(f"DROP USER {name}@'%'"))
+
+
+def test_rights_on_the_two_tables_are_enough(
+    changes: Changes, writer: sa.Engine
+) -> None:
+    own = Changes(writer, expand=changes._expand)
+    database = Secret("mysql://u:p@h/d")
+    own.create_cell(cell(ONE, "rabbit://h/v", database_connection=database))
+    own.update_cell(ONE, name="new")
+    own.map_instances([mapped(1)])
+    with pytest.raises(ChangeRefused, match="1 instance is mapped"):
+        own.delete_cell(ONE)
+    own.unmap_instance(instance(1))
+    own.delete_cell(ONE)

@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 import yaml  # type: ignore[import-untyped]
+from oslo_config import cfg
 
 from cellmw.cells.changes import Changes
 from cellmw.cells.mapping import CELL0_UUID
+from cellmw.cells.tables import cell_mappings, instance_mappings
 from cellmw.cli import main as cli
 from tests import servers
 from tests.functional.database import schema
@@ -110,7 +113,8 @@ def test_the_others_say_what_they_did(filled: Manage) -> None:
     assert "30 s" in done.out
     done = filled("cell", "delete", BAD)
     assert f"Cell {BAD} was deleted" in done.out
-    assert "10 s (cell_refresh_interval)" in done.out
+    assert "10 s old (cell_refresh_interval)" in done.out
+    assert "until these are 20 s old" in done.out
     cells, instances = filled.tables()
     assert BAD not in [row["uuid"] for row in cells]
     assert instance(4) not in [row["instance_uuid"] for row in instances]
@@ -119,6 +123,101 @@ def test_the_others_say_what_they_did(filled: Manage) -> None:
 def test_columns_can_be_chosen(filled: Manage) -> None:
     done = filled("cell", "list", "-f", "value", "-c", "uuid", "-c", "name")
     assert done.out.splitlines()[1] == f"{ONE} one"
+
+
+@pytest.mark.parametrize("name", [*LISTS, *SHOWS])
+def test_a_column_that_is_not_there_is_refused_and_nothing_is_done(
+    filled: Manage, name: str
+) -> None:
+    arguments = (*name.split(), *COMMANDS[name], "-f", "json")
+    # One that is there does not make up for it.
+    said = filled.refuses(*arguments, "-c", "nosuch", "-c", "uuid")
+    names = cli.COMMANDS[name].names
+    assert f"no column 'nosuch' (known: {', '.join(names)})" in said
+    done = filled(*arguments, *("-c", names[0].upper()))
+    row = done.json if name in SHOWS else done.json[0]
+    assert list(row) == [names[0]]
+
+
+@pytest.mark.parametrize("name", [*LISTS, *SHOWS])
+def test_the_columns_are_those_that_the_command_names(
+    filled: Manage, name: str
+) -> None:
+    done = filled(*name.split(), *COMMANDS[name], "-f", "json")
+    row = done.json if name in SHOWS else done.json[0]
+    assert tuple(row) == cli.COMMANDS[name].names
+
+
+EVIL = "a\x1b[2J\nforged\u202e"
+
+
+@pytest.mark.parametrize(
+    "name, how",
+    [
+        *(("cell list", how) for how in LIST_FORMATS),
+        *(("cell show", how) for how in SHOW_FORMATS),
+        *(("instance show", how) for how in SHOW_FORMATS),
+        *(("route", how) for how in LIST_FORMATS),
+    ],
+)
+def test_what_cannot_be_printed_is_escaped(
+    filled: Manage, name: str, how: str
+) -> None:
+    with filled.engine.begin() as connection:
+        connection.execute(sa.update(cell_mappings).values(name=EVIL))
+        connection.execute(sa.update(instance_mappings).values(user_id=EVIL))
+    done = filled(*name.split(), *COMMANDS[name], "-f", how)
+    assert done.status == 0
+    assert not [c for c in done.out if not c.isprintable() and c != "\n"]
+    if how in ("json", "yaml"):
+        assert any(EVIL in value for value in texts(parsed(done.out, how)))
+    else:
+        assert "\\x1b[2J\\nforged\\u202e" in done.out.replace("\\\\", "\\")
+        assert "\nforged" not in done.out
+
+
+def texts(value: Any) -> list[str]:
+    """All texts in a value that was read from JSON or YAML."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [text for part in value for text in texts(part)]
+    return [str(value)]
+
+
+def test_a_path_that_cannot_be_printed_is_escaped(filled: Manage) -> None:
+    for how in ("table", "value"):
+        done = filled("route", "/x%1b[2J%0aforged", "-f", how)
+        assert "/x\\x1b[2J\\nforged" in done.out
+    done = filled("route", "/x%1b[2J%0aforged", "-f", "json")
+    assert done.json[0]["found"] == "/x\x1b[2J\nforged"
+
+
+@pytest.mark.parametrize(
+    "url, said",
+    [
+        ("rabbit://Zuser:Zpw@h/v?nosuch=3", "names an unknown option"),
+        ("rabbit://Zuser:Zpw@h/v?heartbeat_rate=Zpw", "cannot be parsed"),
+    ],
+)
+def test_the_state_is_what_opening_its_transport_shows(
+    filled: Manage, url: str, said: str
+) -> None:
+    with filled.engine.begin() as connection:
+        connection.execute(
+            sa.update(cell_mappings)
+            .where(cell_mappings.c.uuid == ONE)
+            .values(transport_url=url)
+        )
+    state = filled("cell", "show", ONE, "-f", "json").json["state"]
+    assert state.startswith("misconfigured: transport_url: ")
+    assert said in state
+    rows = filled("cell", "list", "-f", "json").json
+    assert rows[1]["state"] == state
+    steps = filled("route", *LISTS["route"], "-f", "json").json
+    (request,) = [row for row in steps if row["step"] == "request"]
+    assert "refuses to send" in request["found"]
+    assert said in request["meaning"]
 
 
 def test_cells_are_listed_with_what_their_state_is(filled: Manage) -> None:
@@ -199,6 +298,20 @@ def test_a_url_can_come_from_standard_input(
         (("--transport-url", "zmq://Zuser:Zpw@h/"), "no oslo.messaging"),
         (("--transport-url", "Zpw"), "does not begin"),
         (("--transport-url", "rabbit://{hostname2}/"), "does not fill"),
+        (("--transport-url", "rabbit://n/?heartbeat_rat=3"), "unknown option"),
+        (
+            ("--transport-url", "rabbit://n/?heartbeat_rate=Zpw"),
+            "transport_ur",
+        ),
+        (
+            *(
+                (
+                    *("--transport-url", "rabbit://n/"),
+                    *("--database-connection", "nosuch://Zuser:Zpw@h/x"),
+                ),
+            ),
+            "database_connection: SQLAlchemy knows no such",
+        ),
         (
             ("--transport-url", "rabbit://n/", "--database-connection", "Zpw"),
             "database_connection: it is no database URL",
@@ -242,7 +355,8 @@ def test_a_cell_is_updated_and_it_is_said_what_that_does(
     done = filled("cell", "update", ONE, "--transport-url", url, "-f", "json")
     assert filled.tables()[0][1]["transport_url"] == url
     effect = done.json["running_processes"]
-    assert "once they are 10 s old (cell_refresh_interval)" in effect
+    assert "finds them 10 s old (cell_refresh_interval)" in effect
+    assert "until these are 20 s old" in effect
     assert "go to the new URL" in effect
     done = filled(
         "cell", "update", TWO, "--enable", "--name", "zwei", "-f", "json"
@@ -273,6 +387,8 @@ def test_the_interval_that_is_named_is_the_configured_one(
         ((NOBODY, "--name", "x"), "there is no cell"),
         ((ONE, "--name", "two"), "same name"),
         ((ONE, "--transport-url", "rabbit://h:x/"), "malformed"),
+        ((ONE, "--transport-url", "rabbit://h/?nosuch=3"), "unknown option"),
+        ((ONE, "--database-connection", "nosuch://Zuser:Zpw@h/x"), "no such"),
         ((ONE, "--transport-url", "rabbit://two.example:5672/w"), "same brok"),
         ((ONE, "--database-connection", "mysql://Zuser:Zpw@db/3"), "same dat"),
         ((ONE, "--database-connection", "Zpw"), "no database URL"),
@@ -528,6 +644,17 @@ def test_the_configuration_may_stand_before_the_command(
             "[api_database]\nconnection = mysql+nothing://Zuser:Zpw@h/x",
             "no database URL",
         ),
+        (
+            "[api_database]\nconnection = mysql+pymysql://u:pa$Zpw@h/x",
+            "option connection in [api_database] has a bad value: it refers "
+            "to an option that is not there (a $ is written $$ in a "
+            "configuration file)",
+        ),
+        (
+            "[DEFAULT]\ntransport_url = rabbit://u:pa$Zpw@h/\n"
+            "[api_database]\nconnection = sqlite://",
+            "option transport_url in [DEFAULT] has a bad value: it refers",
+        ),
     ],
 )
 @pytest.mark.parametrize("name", list(COMMANDS))
@@ -584,6 +711,29 @@ def test_a_cell_database_is_refused(manage: Manage) -> None:
     )
     done = manage("db", "sync")
     assert done.out == "The tables are up to date (revision 0001).\n"
+
+
+@pytest.mark.parametrize(
+    "what", ["cellmw.cli.base.options.load", "cellmw.cells.store.Store.cells"]
+)
+def test_an_error_of_the_configuration_shows_no_value(
+    manage: Manage, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    def fail(*args: object) -> None:
+        raise cfg.NoSuchOptError("Zs3kret")
+
+    monkeypatch.setattr(what, fail)
+    said = manage.refuses("cell", "list")
+    assert "configuration cannot be used (NoSuchOptError); a $ in" in said
+
+
+def test_an_error_of_the_configuration_is_not_logged_either(
+    manage: Manage,
+) -> None:
+    manage.configure("mysql+pymysql://u:pa$Zpw@h/x")
+    done = manage("-v", "cell", "list")
+    assert done.status == 1
+    assert "option connection in [api_database]" in done.err
 
 
 def test_an_error_that_nobody_expects_is_one_line(

@@ -83,7 +83,21 @@ def test_what_else_a_request_can_get(
 def test_a_cell_that_is_gone(filled: Manage) -> None:
     found = steps(filled, f"/servers/{instance(6)}")
     assert found["mapping"][0] == "cell id 99"
-    assert "CellNotFound" in found["mapping"][1]
+    assert found["request"][0] == (
+        "mq_connection refuses to send, cell_uuid None"
+    )
+    assert found["request"][1].startswith("CellNotFound: ")
+
+
+@pytest.mark.parametrize("number", [5, 6, 9])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_an_instance_in_no_known_cell_is_not_remembered(
+    filled: Manage, number: int, method: str
+) -> None:
+    found = steps(filled, f"/servers/{instance(number)}", "--method", method)
+    assert list(found)[-2:] == ["request", "memory"]
+    assert "the instance: never" in found["memory"][0]
+    assert "read again after 10 s" in found["memory"][0]
 
 
 @pytest.mark.parametrize(

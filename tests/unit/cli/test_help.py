@@ -103,6 +103,10 @@ def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
         (["instance", "map", INSTANCE, "--cell", "x"], "--cell: it is not"),
         (["instance", "unmap", "x"], "INSTANCE: it is not a UUID"),
         (["route"], "required: URL"),
+        (["help", "nosuch"], "no such command: nosuch (see"),
+        (["--help", "nosuch", "it"], "no such command: nosuch it (see"),
+        (["nosuch", "--help"], "no such command: nosuch (see"),
+        (["help", "--nosuch"], "unrecognized"),
         (["route", "/", "--method", "GET /"], "--method: it is not"),
         # What somebody pastes into the wrong place may hold a password.
         (["cell", "show", "rabbit://u:Zpw@h/"], "CELL: it is not a UUID"),
