@@ -83,6 +83,7 @@ class Runtime:
             self.conf,
             connection.reveal() if connection else None,
             timeout=self.settings.lookup_timeout,
+            for_reading=True,
         )
 
     def process(self) -> Process:

@@ -176,6 +176,7 @@ def make_engine(
     timeout: float | None = None,
     connect_timeout: float | None = None,
     enforce_foreign_keys: bool = False,
+    for_reading: bool = False,
 ) -> sa.Engine:
     """Make an engine from the options in ``[api_database]``.
 
@@ -194,6 +195,8 @@ def make_engine(
     :param connect_timeout: the same for connecting, if it differs
     :param enforce_foreign_keys: for SQLite, which does not by itself; for
         who writes
+    :param for_reading: each statement stands for itself, so none is put in a
+        transaction, whose end would cost another round trip
     :raises ConfigurationError: there is no URL, it or an option cannot be
         used, or its driver is not installed; shows no part of the URL
     """
@@ -224,8 +227,25 @@ def make_engine(
         engine.hide_parameters = True
         _log_no_errors_twice(engine)
         _share_tls_context(engine)
+        if for_reading:
+            _commit_each_statement(engine)
         return engine
     raise ConfigurationError(f"{_WHERE}: {reason}")
+
+
+def _commit_each_statement(engine: sa.Engine) -> None:
+    # SQLite is left alone: there oslo.db begins transactions itself, and
+    # nothing travels.
+    if engine.dialect.name == "sqlite":
+        return
+
+    @sa.event.listens_for(engine, "connect")
+    def set_up(connection: Any, record: object) -> None:
+        engine.dialect.set_isolation_level(connection, "AUTOCOMMIT")
+
+    # An option of create_engine() since SQLAlchemy 2.0.43, which oslo.db does
+    # not pass on; before, the end of the transaction that is none is sent.
+    engine.dialect.skip_autocommit_rollback = True
 
 
 def _share_tls_context(engine: sa.Engine) -> None:

@@ -10,12 +10,18 @@ from cellmw.cells import migrations, store
 from tests import servers
 
 
-def make_engine(url: str, *, timeout: float | None = None) -> sa.Engine:
+def make_engine(
+    url: str, *, timeout: float | None = None, for_reading: bool = False
+) -> sa.Engine:
     """An engine of this package's making."""
     conf = cfg.ConfigOpts()
     conf([], default_config_files=[])
     return store.make_engine(
-        conf, url, timeout=timeout, enforce_foreign_keys=True
+        conf,
+        url,
+        timeout=timeout,
+        enforce_foreign_keys=True,
+        for_reading=for_reading,
     )
 
 

@@ -358,3 +358,54 @@ def test_a_silent_mariadb_is_given_up(
     proxy.restore()
     assert reading.cells() == []
     reading.close()
+
+
+@pytest.mark.servers
+def test_reading_ends_no_transaction_on_mariadb(
+    mariadb: servers.Database,
+) -> None:
+    """That would be a round trip more for each question."""
+    schema.create_tables(mariadb)
+    engine = make_engine(mariadb.url, for_reading=True)
+    store = Store(lambda: engine)
+
+    def ended() -> int:
+        # All use the one connection that the pool has.
+        with engine.connect() as connection:
+            counted = connection.exec_driver_sql(
+                "SHOW SESSION STATUS LIKE 'Com_rollback'"
+            )
+            return int(counted.one()[1])
+
+    before = ended()
+    for number in range(3):
+        assert store.cell_id_of(instance(number)) is None
+    assert store.cells() == []
+    assert ended() == before
+    store.close()
+
+
+@pytest.mark.servers
+def test_reading_begins_no_transaction_on_postgresql(
+    postgresql: servers.Database,
+) -> None:
+    schema.create_tables(postgresql)
+    engine = make_engine(postgresql.url, for_reading=True)
+    store = Store(lambda: engine)
+    assert store.cell_id_of(instance(1)) is None
+    with engine.connect() as connection:
+        raw: Any = connection.connection.dbapi_connection
+        assert raw.autocommit
+    store.close()
+
+
+def test_writing_is_a_transaction(database: servers.Database) -> None:
+    schema.create_tables(database)
+    engine = make_engine(database.url)
+    with engine.connect() as connection:
+        connection.execute(
+            sa.insert(cell_mappings), {"uuid": CELL_UUID, "name": "x"}
+        )
+        connection.rollback()
+    assert Store(lambda: engine).cells() == []
+    engine.dispose()
