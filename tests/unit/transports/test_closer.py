@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
+from typing import Any, Self
 
 import pytest
 
@@ -230,3 +232,70 @@ def test_what_no_thread_can_be_started_for_is_closed_by_who_offers_itself(
     assert closer.wait(0) == 0
     assert transports[0].thread is threading.current_thread()
     assert (closer.closed, closer.failed) == (3, 1)
+
+
+def _watched(closer: Closer, touched: list[str]) -> Closer:
+    """The closer, with what its threads share noted when it is touched."""
+
+    def look(what: str) -> None:
+        if not closer._lock.locked():
+            touched.append(f"{what} in {sys._getframe(2).f_code.co_qualname}")
+
+    class UnderWay(set[Any]):
+        def add(self, closing: Any) -> None:
+            look("add")
+            super().add(closing)
+
+        def __iter__(self) -> Iterator[Any]:
+            look("iter")
+            return super().__iter__()
+
+        def __isub__(self, ended: Any) -> Self:  # type: ignore[misc]  # for this alone
+            look("remove")
+            self.difference_update(ended)
+            return self
+
+    class Watched(Closer):
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name in ("closed", "failed", "hung"):
+                look(name)
+            super().__setattr__(name, value)
+
+    closer._under_way = UnderWay()
+    closer.__class__ = Watched
+    return closer
+
+
+def test_what_threads_share_is_touched_under_the_lock_only(
+    closer: Closer, clock: Clock, records: Records
+) -> None:
+    touched: list[str] = []
+    _watched(closer, touched)
+    gate = Gate()
+    closer.close(Transport(error=OSError("x")), CELL)
+    closer.close(Transport(gate=gate), CELL)
+    gate.await_arrival()
+    clock.now += 10
+    closer.watch()
+    assert closer.hanging == 1
+    gate.open()
+    assert closer.wait(PATIENCE) == 0
+    closer.watch()
+    assert (closer.closed, closer.failed, closer.hung) == (2, 1, 1)
+    assert touched == []
+
+
+def test_what_is_being_closed_is_waited_for_from_the_beginning() -> None:
+    under_way: list[int] = []
+
+    class Looking(Workers):
+        def start(self, job: Job) -> None:
+            under_way.append(len(made._under_way))
+            super().start(job)
+
+    workers = Looking()
+    made = Closer(workers)
+    made.close(Transport(), CELL)
+    assert under_way == [1]
+    assert made.wait(PATIENCE) == 0
+    workers.close()

@@ -600,6 +600,23 @@ def test_it_is_tried_no_third_time(stack: Stack) -> None:
     assert stack.guard().stats().failures == 1
 
 
+def test_what_keeps_it_from_being_tried_again_is_what_is_told(
+    stack: Stack,
+) -> None:
+    def fail(of: object) -> None:
+        raise exceptions.CellMisconfigured("no such driver", cell_uuid="x")
+
+    def refuse(one: Transport) -> None:
+        stack.transports.on_open = fail
+        raise OSError("refused")
+
+    stack.transports.before_writing = refuse
+    with stack.handle() as handle:
+        with pytest.raises(exceptions.CellMisconfigured, match="no such"):
+            cast(handle)
+    assert stack.guard().stats().failures == 0
+
+
 def test_what_may_have_been_written_is_not_tried_again(stack: Stack) -> None:
     stack.transports.on_send = _failing(OSError("reset"))
     with stack.handle() as handle:
@@ -1007,6 +1024,53 @@ def test_a_thread_that_is_ended_while_it_hands_over_leaves_nothing(
         cast(handle)
     assert stack.guard().stats().under_way == 0
     assert stack.stats.leases == 0
+
+
+def test_a_thread_that_is_ended_leaves_its_worker_as_stuck(
+    stack: Stack, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack.transports.before_writing = gate.wait
+
+    def end(job: Job, timeout: float | None = None) -> bool:
+        gate.await_arrival()
+        raise SystemExit
+
+    with stack.handle() as handle:
+        monkeypatch.setattr(Job, "wait", end)
+        with pytest.raises(SystemExit):
+            cast(handle)
+        monkeypatch.undo()
+        assert stack.guard().stats().stuck == 1
+        stack.transports.before_writing = lambda one: None
+        cast(handle)
+        assert len(stack.transports.opened) == 2
+    gate.open()
+    _until(lambda: stack.guard().stats().under_way == 0)
+    assert stack.guard().stats().stuck == 0
+
+
+def test_a_trial_that_is_broken_off_is_followed_by_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def end(job: Job, timeout: float | None = None) -> bool:
+        real(job, PATIENCE)
+        raise SystemExit
+
+    real = Job.wait
+    with Stack(breaker_failures=1) as stack:
+        stack.put(1)
+        with stack.handle() as handle:
+            stack.transports.on_send = _failing(OSError("reset"), times=1)
+            with pytest.raises(exceptions.DeliveryUncertain):
+                cast(handle)
+            assert stack.guard().stats().down
+            stack.clock.now += 60
+            with monkeypatch.context() as patch:
+                patch.setattr(Job, "wait", end)
+                with pytest.raises(SystemExit):
+                    cast(handle)
+            cast(handle)
+        assert not stack.guard().stats().down
 
 
 def test_waiting_in_line_counts_as_well(gate: Gate) -> None:
