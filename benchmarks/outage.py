@@ -84,7 +84,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--rate", type=float, default=150.0)
+    parser.add_argument("--rate", type=float, default=70.0)
     parser.add_argument("--reply", type=float, default=2.0)
     parser.add_argument("--client", choices=["ours", "plain"], default="ours")
     parser.add_argument("--kind", choices=outage.KINDS, action="append")
