@@ -7,6 +7,13 @@ import gc
 
 import pytest
 
+from tests.faults import service
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """What is collected in a test here may be the one's before it."""
+    item.add_marker(service.leaves_sockets_to_gc)
+
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown() -> None:
