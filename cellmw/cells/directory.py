@@ -128,7 +128,9 @@ class Directory:
     :param expand: what requests for a cell get; pure, raises nothing
     :param workers: the threads that ask; lent
     :param on_refresh: called with all cells by UUID each time that they were
-        read, in the thread that read them, while no lock is held
+        read, in the thread that read them, by one at a time and never with
+        an older state after a younger one; no request waits for it but those
+        that wait for the reading
     :param clock: seconds, monotonic
     """
 
@@ -469,9 +471,14 @@ class Directory:
 
     def _read_cells(self, question: Question) -> None:
         with self._cells_outage:
-            cells = self._install(question, list(self._source.cells()))
-        if cells is None:
-            return
+            mappings = list(self._source.cells())
+            # Handed on in line as well: of two readings the younger one last,
+            # and none finds to be gone what another one is just putting in.
+            with self._installing:
+                if question.number >= self._installed:
+                    self._hand_on(self._install(question, mappings))
+
+    def _hand_on(self, cells: Mapping[str, Cell]) -> None:
         try:
             self._on_refresh(cells)
         except Exception as error:
@@ -479,42 +486,37 @@ class Directory:
 
     def _install(
         self, question: Question, mappings: list[CellMapping]
-    ) -> dict[str, Cell] | None:
-        """Make this the snapshot, unless there is a younger one."""
-        with self._installing:
-            if question.number < self._installed:
-                return None
-            cells = {row.uuid: self._cell_of(row) for row in mappings}
-            by_id = {row.id: self._index(row.uuid) for row in mappings}
-            gone = {
-                id_: cell
-                for id_, cell in self._gone.items()
-                if id_ not in by_id
-            }
-            for id_, index in self._by_id.items():
-                left = self._slots[index]
-                if id_ not in by_id and left is not None:
-                    gone[id_] = _refusing(left.uuid, left.name, "")
-            # First what entries of instances lead to, then what new entries
-            # are made of, then that it is current.
-            for uuid in self._by_uuid.keys() - cells.keys():
-                self._slots[self._index_of[uuid]] = None
-            for uuid, cell in cells.items():
-                self._slots[self._index_of[uuid]] = cell
-            self._rows = {row.uuid: row for row in mappings}
-            self._by_uuid = cells
-            self._by_id = by_id
-            self._gone = gone
-            assert question.asked_at is not None
-            if question.asked_at < self._read_at:
-                # The clock was set back: no entry's time means anything.
-                self._instances.clear()
-            self._read_at = question.asked_at
-            until = question.asked_at + self._interval
-            # Never an old one beside the new time.
-            self._lasting = pack(until, INDEX_MASK)
-            self._fresh_until = until
-            self._installed = question.number
+    ) -> dict[str, Cell]:
+        """Make this the snapshot.  The caller has the lock."""
+        cells = {row.uuid: self._cell_of(row) for row in mappings}
+        by_id = {row.id: self._index(row.uuid) for row in mappings}
+        gone = {
+            id_: cell for id_, cell in self._gone.items() if id_ not in by_id
+        }
+        for id_, index in self._by_id.items():
+            left = self._slots[index]
+            if id_ not in by_id and left is not None:
+                gone[id_] = _refusing(left.uuid, left.name, "")
+        # First what entries of instances lead to, then what new entries are
+        # made of, then that it is current.
+        for uuid in self._by_uuid.keys() - cells.keys():
+            self._slots[self._index_of[uuid]] = None
+        for uuid, cell in cells.items():
+            self._slots[self._index_of[uuid]] = cell
+        self._rows = {row.uuid: row for row in mappings}
+        self._by_uuid = cells
+        self._by_id = by_id
+        self._gone = gone
+        assert question.asked_at is not None
+        if question.asked_at < self._read_at:
+            # The clock was set back: no entry's time means anything.
+            self._instances.clear()
+        self._read_at = question.asked_at
+        until = question.asked_at + self._interval
+        # Never an old one beside the new time.
+        self._lasting = pack(until, INDEX_MASK)
+        self._fresh_until = until
+        self._installed = question.number
         return cells
 
     def _cell_of(self, row: CellMapping) -> Cell:

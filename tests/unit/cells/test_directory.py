@@ -7,6 +7,7 @@ import gc
 import logging
 import math
 import sys
+import threading
 import types
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -28,6 +29,7 @@ from tests.directories import (
     make,
     url_of,
 )
+from tests.fakes import PATIENCE
 
 INSTANCE = instance_uuid(1)
 OTHER = instance_uuid(2)
@@ -480,7 +482,6 @@ def test_all_that_is_read_is_handed_on(
 
     def on_refresh(cells: Mapping[str, Cell]) -> None:
         seen.append([f"{uuid}={cell.uuid}" for uuid, cell in cells.items()])
-        locked.append(ours._installing.locked())
         locked.append(ours._questions._lock.locked())
         locked.append(ours._instances._lock.locked())
 
@@ -495,6 +496,35 @@ def test_all_that_is_read_is_handed_on(
     one, two = (f"{cell_uuid(n)}={cell_uuid(n)}" for n in (1, 2))
     assert seen == [[one, two], [one]]
     assert not any(locked)
+
+
+def test_a_younger_state_is_handed_on_last(
+    database: Database, clock: Clock
+) -> None:
+    """A second reading comes back while the first is being handed on."""
+    seen: list[str] = []
+
+    def on_refresh(cells: Mapping[str, Cell]) -> None:
+        if not seen:
+            database.put(1, "rabbit://u:p@younger/1")
+            clock.now += 5.0  # the first one is no longer waited for
+            younger.start()
+            # It has read, and is at the one place where it can be held.
+            assert read.wait(PATIENCE)
+            younger.join(0.2)
+        seen.append(url_of(cells[cell_uuid(1)]))
+
+    def read_by(what: str) -> None:
+        if threading.current_thread() is younger:
+            read.set()
+
+    read = threading.Event()
+    younger = threading.Thread(target=lambda: ours.refresh(), daemon=True)
+    ours = make(database, clock=clock, on_refresh=on_refresh)
+    database.after = read_by
+    ours.refresh()
+    younger.join(PATIENCE)
+    assert seen == ["rabbit://u:secret-1@host/1", "rabbit://u:p@younger/1"]
 
 
 def test_who_is_handed_cells_may_use_the_directory(
