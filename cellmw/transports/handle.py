@@ -59,13 +59,20 @@ class Handle(RPCTransport):
     Whoever made it calls :meth:`release`.
     """
 
-    __slots__ = ("_borrower", "_cell", "_process", "_runtime_id")
+    __slots__ = (
+        "_borrower",
+        "_cell",
+        "_is_released",
+        "_process",
+        "_runtime_id",
+    )
 
     def __init__(self, process: Process, cell: Cell) -> None:
         # Not the base class's, which wants a driver.
         self._process: Process | None = process
         self._cell = cell
         self._borrower: Borrower | None = None
+        self._is_released = False
         self._runtime_id = process.runtime_id
 
     @property
@@ -87,8 +94,10 @@ class Handle(RPCTransport):
         message is done.  Where the calling thread is in the middle of a
         collection of garbage, another thread ends the hold a moment later.
         """
-        # In this order, and the other way round in _borrow: of a release and
-        # a first message at the same time one sees what the other has done.
+        # In this order, and the other way round in _borrow and _move_here: of
+        # a release and a first message at the same time one sees what the
+        # other has done.
+        self._is_released = True
         process, self._process = self._process, None
         borrower, self._borrower = self._borrower, None
         if borrower is None or process is None:
@@ -110,6 +119,7 @@ class Handle(RPCTransport):
         :returns: whether it was neither released nor its parent's, in a
             forked child
         """
+        self._is_released = True
         process, self._process = self._process, None
         borrower, self._borrower = self._borrower, None
         if process is None or process.pid != os.getpid():
@@ -174,8 +184,8 @@ class Handle(RPCTransport):
                 borrower = self._borrower
                 if borrower is None:
                     borrower = self._borrower = new
-            if self._process is None:
-                # Released meanwhile.  Whoever comes second ends it again,
+            if self._is_released:
+                # Meanwhile.  Whoever comes second ends it again,
                 # which does nothing.
                 self._borrower = None
                 new.end()
@@ -191,6 +201,9 @@ class Handle(RPCTransport):
                 # was borrowed in the other.
                 self._borrower = None
                 self._process = process
+            if self._is_released:
+                # Meanwhile: not to be brought back.
+                self._process = None
         return process
 
     def _released(self) -> exceptions.TransportReleased:

@@ -604,6 +604,68 @@ def test_who_finds_a_childs_process_finds_nothing_borrowed_before(
         handle.release()
 
 
+def test_released_just_as_a_child_moves_it(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Racing(Handle):
+        """Released by another thread once it is found not to be."""
+
+        @property
+        def _process(self) -> Any:
+            found = self.__dict__.get("process")
+            if own.lock.locked() and not self._is_released:
+                self.release()
+            return found
+
+        @_process.setter
+        def _process(self, value: Any) -> None:
+            self.__dict__["process"] = value
+
+    with Stack() as own:
+        own.put(1)
+        made = Racing(stack, cell(1))
+        monkeypatch.setattr(stack, "pid", os.getpid() + 1)
+        monkeypatch.setattr(stack, "here", lambda: own)
+        with pytest.raises(exceptions.TransportReleased):
+            cast(made)
+        assert made._process is None
+        assert own.stats.leases == 0
+        with pytest.raises(exceptions.TransportReleased):
+            cast(made)
+
+
+def test_sent_by_another_thread_before_a_child_sees_the_release(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Racing(Handle):
+        """Released just as it moves, and another thread sends at once."""
+
+        @property
+        def _process(self) -> Any:
+            found = self.__dict__.get("process")
+            if own.lock.locked() and not self._is_released:
+                self.release()
+            return found
+
+        @_process.setter
+        def _process(self, value: Any) -> None:
+            self.__dict__["process"] = value
+            if value is own:
+                own.lock.release()
+                with pytest.raises(exceptions.TransportReleased):
+                    cast(self)
+                own.lock.acquire()
+
+    with Stack() as own:
+        own.put(1)
+        made = Racing(stack, cell(1))
+        monkeypatch.setattr(stack, "pid", os.getpid() + 1)
+        monkeypatch.setattr(stack, "here", lambda: own)
+        with pytest.raises(exceptions.TransportReleased):
+            cast(made)
+        assert own.stats.leases == 0
+
+
 # With oslo.messaging's clients.
 
 
