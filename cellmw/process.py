@@ -18,12 +18,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from oslo_config import cfg
-from oslo_messaging.transport import RPCTransport
 
 from cellmw import exceptions, redaction
 from cellmw.cells import mapping, store
 from cellmw.cells.directory import Directory
-from cellmw.cells.mapping import Cell, CellMapping, Generation
+from cellmw.cells.mapping import Cell, CellMapping
 from cellmw.janitor import Janitor
 from cellmw.options import Settings
 from cellmw.transports.closer import Closer
@@ -72,11 +71,11 @@ class Process:
         self._runtime = runtime
         self.workers = Workers()
         self.closer = Closer(self.workers, clock=clock)
-        self._transports = OsloTransports(
+        transports = OsloTransports(
             runtime.conf, settings.allowed_remote_exmods
         )
         self.pool = Pool(
-            self._open,
+            transports.open,
             self.closer,
             max_size=(
                 settings.transport_cache_size
@@ -89,12 +88,6 @@ class Process:
             clock=clock,
         )
         self.guards = Guards(self._make_guard)
-        self.courier = Courier(
-            self.guards,
-            self.workers,
-            send_timeout=settings.send_timeout,
-            clock=clock,
-        )
         self._secrets = _CellSecrets()
         self._base_url = runtime.conf.transport_url
         self._known_drivers = runtime.known_drivers
@@ -110,6 +103,13 @@ class Process:
             instance_cache_for=settings.instance_cache_for,
             instance_cache_size=settings.instance_cache_size,
             on_refresh=self._cells_changed,
+            clock=clock,
+        )
+        self.courier = Courier(
+            self.guards,
+            self.workers,
+            send_timeout=settings.send_timeout,
+            refresh_due_in=self.directory.refresh_due_in,
             clock=clock,
         )
         self._janitor = Janitor(
@@ -187,16 +187,6 @@ class Process:
         if now.generation is None:
             raise now.refuse(self.directory.refresh_due_in())
         return now
-
-    def _open(self, generation: Generation, one_request: bool) -> RPCTransport:
-        problem: exceptions.CellMisconfigured | None = None
-        try:
-            return self._transports.open(generation, one_request)
-        except exceptions.CellMisconfigured as error:
-            problem = error
-        # Nothing changes before the mapping is read again.
-        problem.retry_after = self.directory.refresh_due_in()
-        raise problem.again()
 
     def _expand(self, row: CellMapping) -> Cell:
         cell = mapping.expand(row, self._base_url, self._known_drivers)

@@ -359,6 +359,7 @@ class Stack(Rig):
             self.guards,
             self.workers,
             send_timeout=send_timeout,
+            refresh_due_in=lambda: 7.5,
             clock=self.clock,
         )
 

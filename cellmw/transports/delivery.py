@@ -323,6 +323,7 @@ class Courier:
     """Delivers the messages of one process.  Thread-safe.
 
     :param send_timeout: seconds that delivering one may take
+    :param refresh_due_in: seconds until the cell mappings are read again
     """
 
     def __init__(
@@ -331,11 +332,13 @@ class Courier:
         workers: Workers,
         *,
         send_timeout: float,
+        refresh_due_in: Callable[[], float],
         clock: Callable[[], float],
     ) -> None:
         self._guards = guards
         self._workers = workers
         self._send_timeout = send_timeout
+        self._refresh_due_in = refresh_due_in
         self._clock = clock
 
     def send(
@@ -360,7 +363,9 @@ class Courier:
         delivery = Delivery(
             outgoing, borrower, guard, send_timeout=limit, refresh=refresh
         )
-        attempt = _Attempt(cell, outgoing, guard, admission, delivery)
+        attempt = _Attempt(
+            cell, outgoing, guard, admission, delivery, self._refresh_due_in
+        )
         try:
             job = attempt.start(self._workers)
             if job.wait(limit - (self._clock() - started)):
@@ -390,12 +395,14 @@ class _Attempt:
         guard: Guard,
         admission: int,
         delivery: Delivery,
+        refresh_due_in: Callable[[], float],
     ) -> None:
         self._cell = cell
         self._outgoing = outgoing
         self._guard = guard
         self._admission = admission
         self._delivery = delivery
+        self._refresh_due_in = refresh_due_in
         self._job: Job | None = None
         self._reported = False
 
@@ -467,10 +474,16 @@ class _Attempt:
             )
         if verdict is oslo.Verdict.ANSWERED:
             self.report(True, seconds=seconds)
-        else:
-            self.report(None)
-        if isinstance(error, exceptions.SendError) and not error.cell_name:
-            return self._error(type(error), error.cause, error.retry_after)
+            return _bare(error)
+        self.report(None)
+        if isinstance(error, exceptions.SendError):
+            left = error.retry_after
+            if left is None and isinstance(
+                error, exceptions.CellMisconfigured
+            ):
+                # Nothing changes before the mapping is read again.
+                left = self._refresh_due_in()
+            return self._error(type(error), error.cause, left)
         return _bare(error)
 
     def give_up(self, limit: float) -> Any:

@@ -617,6 +617,30 @@ def test_what_keeps_it_from_being_tried_again_is_what_is_told(
     assert stack.guard().stats().failures == 0
 
 
+@pytest.mark.parametrize("known, told", [(None, 7.5), (3.0, 3.0)])
+def test_a_url_that_cannot_be_used_is_tried_again_when_it_is_read_again(
+    stack: Stack, known: float | None, told: float
+) -> None:
+    error = exceptions.CellMisconfigured("no port", retry_after=known)
+    stack.transports.before_writing = _failing(error)
+    with stack.handle() as handle:
+        with pytest.raises(exceptions.CellMisconfigured) as caught:
+            cast(handle)
+    assert caught.value.retry_after == told
+    assert caught.value.cell_uuid == cell_uuid(1)
+
+
+def test_an_error_of_the_far_side_keeps_its_cell(stack: Stack) -> None:
+    """It may itself have sent on, to another one."""
+    theirs = exceptions.CellBusy("too much", cell_uuid="theirs")
+    fail = _failing(theirs)
+    stack.transports.on_send = lambda one, sent: ReplyWaiter().wait(fail)
+    with stack.handle() as handle:
+        with pytest.raises(exceptions.CellBusy) as caught:
+            call(handle)
+    assert caught.value is theirs
+
+
 def test_what_may_have_been_written_is_not_tried_again(stack: Stack) -> None:
     stack.transports.on_send = _failing(OSError("reset"))
     with stack.handle() as handle:
