@@ -86,6 +86,11 @@ class Metrics:
         self.closes = self._counter(
             "transport_closes", "Transports closed.", "cell"
         )
+        self.hung = self._counter(
+            "transport_closes_hung",
+            "Closes of transports that exceeded their budget.",
+            "cell",
+        )
         self.evictions = self._counter(
             "transport_evictions",
             "Transports closed to make room for another cell's.",

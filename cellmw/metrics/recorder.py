@@ -66,9 +66,14 @@ class Recorder:
         self.metrics = Metrics()
         self._labels = _Labels(max_cells)
         self._lock = threading.Lock()
-        # What has been added already, by its source and what it is.
+        # What each source has counted up to, and what now tells of; a source
+        # of which nothing is told any more is forgotten.
         self._counted: dict[tuple[str, _Key], float] = {}
+        self._counts: dict[tuple[str, _Key], float] = {}
         self._observed: dict[tuple[str, _Key], Durations] = {}
+        self._durations: dict[tuple[str, _Key], Durations] = {}
+        # What has been added, by runtime and metric.
+        self._added: dict[tuple[int, Any], float] = {}
         # Gauges that are not 0; one of which nothing is told becomes so.
         self._shown: dict[_Key, float] = {}
         self._gauges: dict[_Key, float] = {}
@@ -78,6 +83,7 @@ class Recorder:
         """Add what has been counted since the last time."""
         with self._lock:
             self._gauges = dict.fromkeys(self._shown, 0.0)
+            self._counts, self._durations = {}, {}
             for process in _processes():
                 self._record_cells(process)
                 self._record_lookups(process)
@@ -86,6 +92,7 @@ class Recorder:
                 if self._shown.get(key) != value:
                     _child(key).set(value)
             self._shown = self._gauges
+            self._counted, self._observed = self._counts, self._durations
             self._recorded_at = time.monotonic()
 
     def record_now_and_then(self) -> None:
@@ -120,26 +127,44 @@ class Recorder:
         self._gauge(metrics.hanging, pool.hanging)
         for cell_uuid, transports in pool.cells.items():
             cell = self._labels.of(cell_uuid)
+            self._gauge(metrics.transports, transports.open, cell)
+            self._gauge(metrics.leased, transports.leased, cell)
+            self._gauge(metrics.draining, transports.draining, cell)
             source = f"{process.runtime_id} {cell_uuid}"
-            self._record_transports(transports, cell, source)
+            for of_cell, count in self._counts_of(transports):
+                added = self._count(source, of_cell, count, cell)
+                self._note_added(process, of_cell, added)
+        # The pool forgets the numbers of cells not used for long, and not in
+        # its total: so what no cell has told of is there.
+        for of_all, count in self._counts_of(pool.total):
+            self._count_rest(process, of_all, count)
 
-    def _record_transports(
-        self, transports: CellTransports, cell: str, source: str
-    ) -> None:
+    def _counts_of(
+        self, transports: CellTransports
+    ) -> Iterator[tuple[object, float]]:
         metrics = self.metrics
-        self._gauge(metrics.transports, transports.open, cell)
-        self._gauge(metrics.leased, transports.leased, cell)
-        self._gauge(metrics.draining, transports.draining, cell)
-        for metric, value in (
-            (metrics.leases, transports.acquired),
-            (metrics.opens, transports.opened),
-            (metrics.open_failures, transports.failed),
-            (metrics.closes, transports.closed),
-            (metrics.evictions, transports.evicted),
-            (metrics.over_limit, transports.over_limit),
-            (metrics.no_room, transports.refused),
-        ):
-            self._count(source, metric, value, cell)
+        yield metrics.leases, transports.acquired
+        yield metrics.opens, transports.opened
+        yield metrics.open_failures, transports.failed
+        yield metrics.closes, transports.closed
+        yield metrics.hung, transports.hung
+        yield metrics.evictions, transports.evicted
+        yield metrics.over_limit, transports.over_limit
+        yield metrics.no_room, transports.refused
+
+    def _count_rest(
+        self, process: Process, metric: object, total: float
+    ) -> None:
+        rest = total - self._added.get((process.runtime_id, metric), 0.0)
+        if rest > 0:
+            _child((metric, (OTHER,))).inc(rest)
+            self._note_added(process, metric, rest)
+
+    def _note_added(
+        self, process: Process, metric: object, number: float
+    ) -> None:
+        key = (process.runtime_id, metric)
+        self._added[key] = self._added.get(key, 0.0) + number
 
     def _record_lookups(self, process: Process) -> None:
         metrics = self.metrics
@@ -174,22 +199,25 @@ class Recorder:
         value: float,
         *labels: str,
         exact: bool = True,
-    ) -> None:
+    ) -> float:
         """Count up to a value.
 
         :param exact: a value that is less than before began anew, as that of
             a cell which was forgotten.  If not, it was counted without a
             lock, and some were lost.
+        :returns: how much was added
         """
         key = (metric, labels)
         before = self._counted.get((source, key), 0.0)
         if value < before:
             if not exact:
-                return
-            before = 0.0
-        self._counted[source, key] = value
+                value = before
+            else:
+                before = 0.0
+        self._counts[source, key] = value
         if value > before:
             _child(key).inc(value - before)
+        return value - before
 
     def _observe(
         self,
@@ -206,7 +234,7 @@ class Recorder:
         before = self._observed.get((source, key), Durations())
         if sum(durations.counts) < sum(before.counts):
             before = Durations()
-        self._observed[source, key] = durations
+        self._durations[source, key] = durations
         if durations == before:
             return
         child = _child(key)

@@ -32,19 +32,29 @@ class Closable(Protocol):
 class _Closing:
     """One transport on its way out."""
 
-    __slots__ = ("cell_uuid", "done", "job", "limit", "told", "transport")
+    __slots__ = (
+        "cell_uuid",
+        "done",
+        "hung",
+        "job",
+        "limit",
+        "told",
+        "transport",
+    )
 
     def __init__(
         self,
         transport: Closable,
         cell_uuid: str,
-        done: Callable[[], None],
+        done: Callable[[], object],
+        hung: Callable[[], object],
         limit: float,
     ) -> None:
         # None as soon as a thread is at it.
         self.transport: Closable | None = transport
         self.cell_uuid = cell_uuid
         self.done = done
+        self.hung = hung
         # When it exceeds its budget, and whether that has been reported.
         self.limit = limit
         self.told = False
@@ -81,15 +91,18 @@ class Closer:
         self,
         transport: Closable,
         cell_uuid: str,
-        done: Callable[[], None] = lambda: None,
+        *,
+        done: Callable[[], object] = bool,
+        hung: Callable[[], object] = bool,
     ) -> None:
         """Start closing a transport.  Does not block and does not raise.
 
         :param done: called when it has ended, in the thread that closed it
+        :param hung: called when it exceeds its budget, in the thread that
+            watches; before ``done``, if that comes at all
         """
-        closing = _Closing(
-            transport, cell_uuid, done, self._clock() + self._budget
-        )
+        limit = self._clock() + self._budget
+        closing = _Closing(transport, cell_uuid, done, hung, limit)
         self._start(closing)
         if closing.job.done and closing.transport is not None:
             LOG.warning(
@@ -137,6 +150,7 @@ class Closer:
                     self.hung += 1
                     late.append(closing)
         for closing in late:
+            closing.hung()
             LOG.warning(
                 "Closing a transport of cell %s has taken more than %s "
                 "seconds and goes on; its thread and its sockets stay until "

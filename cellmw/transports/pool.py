@@ -156,6 +156,8 @@ class CellTransports:
     :ivar evicted: how many made room for another cell's
     :ivar refused: how many messages found no room
     :ivar over_limit: how many were opened beyond the limit, for one request
+    :ivar hung: how many closes ever exceeded their budget, whether or not
+        they ended
     """
 
     open: int = 0
@@ -168,6 +170,7 @@ class CellTransports:
     evicted: int = 0
     refused: int = 0
     over_limit: int = 0
+    hung: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -176,15 +179,13 @@ class PoolStats:
 
     :ivar total: all cells together
     :ivar leases: holds on transports, by requests and by messages
-    :ivar hung: how many closes ever exceeded their budget
-    :ivar hanging: how many do so now
+    :ivar hanging: how many closes exceed their budget just now
     :ivar cells: by cell UUID; a cell that was not used for long may be
         missing here, its numbers are in the total all the same
     """
 
     total: CellTransports
     leases: int
-    hung: int
     hanging: int
     cells: Mapping[str, CellTransports]
 
@@ -201,6 +202,7 @@ _COUNTED = (
     "evicted",
     "refused",
     "over_limit",
+    "hung",
 )
 
 
@@ -243,6 +245,8 @@ class Pool:
         self._entries: dict[Generation, _Entry] = {}
         self._outside: set[_Entry] = set()
         self._current: Mapping[str, Generation | None] | None = None
+        # Neither there any more nor with the closer yet.
+        self._handing_over = 0
         self._closed = False
         self._all_gone = threading.Event()
         self._totals = dict.fromkeys(_COUNTED, 0)
@@ -453,7 +457,7 @@ class Pool:
             return False
         self._outside.discard(entry)
         self._count(entry.generation.cell_uuid, "acquired", entry.acquired)
-        self._note_if_gone()
+        self._handing_over += 1
         return True
 
     def _dispose(self, entry: _Entry) -> None:
@@ -466,7 +470,14 @@ class Pool:
             with self._lock:
                 self._count(cell_uuid, "closed")
 
-        self._closer.close(transport, cell_uuid, done)
+        def hung() -> None:
+            with self._lock:
+                self._count(cell_uuid, "hung")
+
+        self._closer.close(transport, cell_uuid, done=done, hung=hung)
+        with self._lock:
+            self._handing_over -= 1
+            self._note_if_gone()
 
     def sweep(self) -> None:
         """Close what is idle, replace what is old.  Called now and then."""
@@ -511,7 +522,9 @@ class Pool:
             return len(self._entries) + len(self._outside)
 
     def _note_if_gone(self) -> None:
-        if self._closed and not self._entries and not self._outside:
+        if not self._closed or self._handing_over:
+            return
+        if not self._entries and not self._outside:
             self._all_gone.set()
 
     def _count(self, cell_uuid: str, what: str, number: int = 1) -> None:
@@ -561,7 +574,6 @@ class Pool:
         return PoolStats(
             total=_numbers(entries, totals),
             leases=sum(row[3] for row in entries),
-            hung=self._closer.hung,
             hanging=self._closer.hanging,
             cells=cells,
         )

@@ -422,7 +422,9 @@ def test_s7_closing_that_hangs_delays_nobody(
         outcome = service.send_one(cell)
         assert outcome.error is None
         assert outcome.seconds < SLACK
-        stack.eventually(lambda: pool_stats(service).hung == 1, within=SLACK)
+        stack.eventually(
+            lambda: pool_stats(service).total.hung == 1, within=SLACK
+        )
         assert pool_stats(service).hanging == 1
         assert len(records.matching("goes on; its thread")) == 1
         assert service.send_one(cell).error is None

@@ -34,12 +34,12 @@ ROOT = Path(__file__).resolve().parents[2]
 class Pool:
     cells: dict[str, CellTransports] = dataclasses.field(default_factory=dict)
     hanging: int = 0
+    total: CellTransports = dataclasses.field(default_factory=CellTransports)
 
     def stats(self) -> PoolStats:
         return PoolStats(
-            total=CellTransports(),
+            total=self.total,
             leases=0,
-            hung=0,
             hanging=self.hanging,
             cells=self.cells,
         )
@@ -274,6 +274,7 @@ def test_transports_are_counted_by_cell(
             evicted=8,
             refused=9,
             over_limit=10,
+            hung=11,
         )
     }
     found = shown(recorder)
@@ -292,8 +293,55 @@ def test_transports_are_counted_by_cell(
         "cellmw_transport_evictions_total cell=one": 8,
         "cellmw_transport_refusals_total cell=one": 9,
         "cellmw_transports_over_limit_total cell=one": 10,
+        "cellmw_transport_closes_hung_total cell=one": 11,
         "cellmw_transport_closes_hanging": 1,
     }
+
+
+def test_what_the_pool_has_forgotten_of_a_cell_is_counted(
+    process: Process, recorder: Recorder
+) -> None:
+    """It keeps the numbers of so many cells, and of all in its total."""
+    opens = "cellmw_transport_opens_total cell="
+
+    def used(total: int, **cells: int) -> dict[str, float]:
+        process.pool.total = CellTransports(opened=total)
+        process.pool.cells = {
+            uuid: CellTransports(opened=opened)
+            for uuid, opened in cells.items()
+        }
+        return {
+            name.removeprefix(opens): value
+            for name, value in shown(recorder).items()
+            if name.startswith(opens)
+        }
+
+    assert used(10, a=10) == {"a": 10}
+    # Forgotten, begun anew, and seen between.
+    assert used(10) == {"a": 10}
+    assert used(14, a=4) == {"a": 14}
+    assert used(14) == {"a": 14}
+    assert used(34, a=20) == {"a": 34}
+    # Begun anew, and now more than before: which cell's the others were
+    # nobody knows.
+    assert used(64, a=22) == {"a": 36, OTHER: 28}
+    # Forgotten before anybody looked.
+    assert used(70) == {"a": 36, OTHER: 34}
+    assert used(70) == {"a": 36, OTHER: 34}
+
+
+def test_what_each_filters_pool_has_forgotten_is_counted(
+    process: Process, recorder: Recorder, runtimes: list[Runtime]
+) -> None:
+    other = Process(2)
+    runtimes.append(Runtime(other))
+    process.pool.total = CellTransports(acquired=3)
+    other.pool.total = CellTransports(acquired=4, hung=1)
+    for _ in range(2):
+        found = shown(recorder)
+        assert found[f"cellmw_leases_total cell={OTHER}"] == 7
+        name = f"cellmw_transport_closes_hung_total cell={OTHER}"
+        assert found[name] == 1
 
 
 def test_lookups_are_counted(process: Process, recorder: Recorder) -> None:

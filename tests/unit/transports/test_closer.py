@@ -86,7 +86,7 @@ def test_a_transport_is_closed_once_in_a_thread_of_its_own(
     transport = Transport()
     done: list[threading.Thread] = []
     closer.close(
-        transport, CELL, lambda: done.append(threading.current_thread())
+        transport, CELL, done=lambda: done.append(threading.current_thread())
     )
     assert closer.wait(PATIENCE) == 0
     assert transport.closed == 1
@@ -112,7 +112,7 @@ def test_one_that_raises_is_told_once(
 ) -> None:
     done: list[int] = []
     transport = Transport(error=kind("it is rabbit://u:hidden@h/ that failed"))
-    closer.close(transport, CELL, lambda: done.append(1))
+    closer.close(transport, CELL, done=lambda: done.append(1))
     assert closer.wait(PATIENCE) == 0
     closer.watch()
     closer.watch()
@@ -131,7 +131,8 @@ def test_one_that_hangs_is_told_once_and_when_it_ends(
     closer: Closer, clock: Clock, records: Records
 ) -> None:
     gate = Gate()
-    closer.close(Transport(gate=gate), CELL)
+    hung: list[int] = []
+    closer.close(Transport(gate=gate), CELL, hung=lambda: hung.append(1))
     gate.await_arrival()
     clock.now += 9
     closer.watch()
@@ -140,6 +141,7 @@ def test_one_that_hangs_is_told_once_and_when_it_ends(
     closer.watch()
     closer.watch()
     assert (closer.hung, closer.hanging, closer.closed) == (1, 1, 0)
+    assert hung == [1]
     assert len(records.matching("has taken more than 10 seconds")) == 1
     gate.open()
     assert closer.wait(PATIENCE) == 0
@@ -157,7 +159,7 @@ def test_one_that_hangs_holds_up_no_other(closer: Closer) -> None:
     gate.await_arrival()
     other = Transport()
     closed = threading.Event()
-    closer.close(other, CELL, closed.set)
+    closer.close(other, CELL, done=closed.set)
     assert closed.wait(PATIENCE)
     assert closer.wait(0) == 1
     gate.open()

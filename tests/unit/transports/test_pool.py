@@ -744,9 +744,9 @@ def test_nothing_is_handed_over_for_closing_under_the_lock(
         locked: list[bool] = []
         real = rig.closer.close
 
-        def close(*args: Any) -> None:
+        def close(*args: Any, **options: Any) -> None:
             locked.append(rig.pool._lock.locked())
-            real(*args)
+            real(*args, **options)
 
         monkeypatch.setattr(rig.closer, "close", close)
         rig.visit(1, 2, 3)
@@ -943,10 +943,12 @@ def test_closing_that_hangs_holds_up_no_other(rig: Rig) -> None:
     _until(lambda: rig.stats.total.closed == 1)
     rig.clock.now += 10
     rig.closer.watch()
-    assert rig.stats.hung == rig.stats.hanging == 1
+    assert rig.stats.hanging == rig.stats.total.hung == 1
+    assert rig.stats.cells[cell_uuid(1)].hung == 1
+    assert rig.stats.cells[cell_uuid(2)].hung == 0
     gate.open()
     rig.settle()
-    assert (rig.stats.hung, rig.stats.hanging) == (1, 0)
+    assert (rig.stats.hanging, rig.stats.total.hung) == (0, 1)
 
 
 # The end.
@@ -989,6 +991,33 @@ def test_the_end_is_told_of_the_last_release_and_of_no_other(
     assert not rig.pool._all_gone.is_set()
     other.release()
     assert rig.pool._all_gone.is_set()
+
+
+@pytest.mark.parametrize("how", ["release", "retire", "sweep"])
+def test_the_end_does_not_come_before_the_last_is_with_the_closer(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Who waits for it goes on to wait for what is being closed."""
+    gone: list[bool] = []
+    real = rig.closer.close
+
+    def close(*args: Any, **options: Any) -> None:
+        pool.close(0)
+        gone.append(pool._all_gone.is_set())
+        real(*args, **options)
+
+    pool = rig.pool
+    monkeypatch.setattr(rig.closer, "close", close)
+    lease = rig.acquire()
+    if how == "retire":
+        lease.retire()
+    lease.release()
+    if how == "sweep":
+        rig.clock.now += 10_000
+        pool.sweep()
+    pool.close(0)
+    assert gone == [False]
+    assert pool._all_gone.is_set()
 
 
 def test_the_end_of_a_pool_without_leases_waits_for_nothing(rig: Rig) -> None:
