@@ -318,6 +318,10 @@ def _spell(url: str) -> _Spelled:
 def _heads(url: str) -> dict[str, str]:
     shown = urls.head_of(urls.redact_url(url))
     head = urls.head_of(url)
+    if head.endswith("@") and not shown.endswith("@"):
+        # All of it is hidden; another URL, which begins with the same login,
+        # shows its host.
+        shown += "@"
     forms = spellings.escaped(head) | {head}
     return {form: shown for form in forms if len(form) > len(shown)}
 
