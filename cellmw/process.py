@@ -241,6 +241,7 @@ class _CellSecrets:
 
     def __init__(self) -> None:
         self._held: dict[str, tuple[CellMapping, redaction.Hold]] = {}
+        weakref.finalize(self, _drop_all, self._held).atexit = False
 
     def hold(self, row: CellMapping, cell: Cell) -> None:
         old = self._held.get(row.uuid)
@@ -261,6 +262,11 @@ class _CellSecrets:
     def keep_only(self, cells: Mapping[str, Cell]) -> None:
         for uuid in self._held.keys() - cells.keys():
             self._held.pop(uuid)[1].drop()
+
+
+def _drop_all(held: dict[str, tuple[CellMapping, redaction.Hold]]) -> None:
+    while held:
+        held.popitem()[1][1].drop()
 
 
 def _interval(settings: Settings) -> float:

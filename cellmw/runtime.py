@@ -75,6 +75,7 @@ class Runtime:
             connection or _secret(conf.api_database.connection),
             owner="the service's own configuration",
         )
+        weakref.finalize(self, self._hold.drop).atexit = False
 
     def make_engine(self) -> Any:
         """The engine of the API database.  Blocks; see oslo.db."""

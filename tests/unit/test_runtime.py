@@ -229,8 +229,9 @@ def test_a_cell_that_is_known_is_used_where_the_database_is_gone(
 def test_the_cells_passwords_are_known_as_long_as_they_are_used(
     make: Callable[..., Runtime], rows: Rows
 ) -> None:
-    before = len(KNOWN)
+    gc.collect()
     made = make()
+    before = len(KNOWN)
     with handle_of(made) as handle:
         assert PASSWORD not in scrub(f"it was {PASSWORD}")
         cast(handle)
@@ -240,6 +241,26 @@ def test_the_cells_passwords_are_known_as_long_as_they_are_used(
         assert PASSWORD not in scrub(f"it was {PASSWORD}")
     _until(lambda: made.process().pool.stats().total.closed == 1)
     del handle
+    _until(lambda: gc.collect() >= 0 and len(KNOWN) <= before)
+
+
+def test_what_is_gone_knows_no_password_any_more(rows: Rows) -> None:
+    conf = cfg.ConfigOpts()
+    conf([], project="cellmw-test", default_config_files=[])
+    oslo.prepare(conf)
+    store.register_options(conf)
+    gc.collect()
+    before = len(KNOWN)
+    of_service = f"rabbit://u:{PASSWORD}@default/"
+    conf.set_override("transport_url", of_service)
+    made = [Runtime(options.load(conf, {}), conf)]
+    with handle_of(made[0]) as handle:
+        cast(handle)
+    assert made[0].close(PATIENCE) == 0
+    # The runtime's own, and its cell's.
+    assert len(KNOWN) > before
+    del handle
+    made.clear()
     _until(lambda: gc.collect() >= 0 and len(KNOWN) <= before)
 
 
