@@ -4,23 +4,36 @@
 from __future__ import annotations
 
 import gc
+import warnings
+from collections.abc import Generator
 
 import pytest
 
-from tests.faults import service
+_WARNING = "Exception ignored in. <socket.socket"
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """What is collected in a test here may be the one's before it."""
-    item.add_marker(service.leaves_sockets_to_gc)
+    if item.get_closest_marker("leaves_sockets_to_gc"):
+        item.add_marker(
+            pytest.mark.filterwarnings(
+                f"ignore:{_WARNING}:pytest.PytestUnraisableExceptionWarning"
+            )
+        )
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_runtest_teardown() -> None:
-    """Collect what a test leaves to the collector, in that test.
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
+    """Collect what a test leaves to the collector before the next one.
 
-    When all of its fixtures are done and its threads have ended: a socket
-    that amqp forgets is warned of where it is collected, and another test
-    has nothing to do with it.
+    Around all others: what the test has logged, and with that the frames of
+    what it has seen raised, is let go by one of them.
     """
-    gc.collect()
+    try:
+        return (yield)
+    finally:
+        if item.get_closest_marker("leaves_sockets_to_gc"):
+            with warnings.catch_warnings():
+                warnings.filterwarnings(
+                    "ignore", "unclosed <socket", ResourceWarning
+                )
+                gc.collect()

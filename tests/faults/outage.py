@@ -126,14 +126,11 @@ class Outage:
         of the server with a cast, and with a call; seconds
     :ivar refused: requests for the broken cell that were refused at once or
         failed, by status
-    :ivar delivered_after: requests for the broken cell that were answered
-        once it was healed
     """
 
     phases: dict[str, Phase]
     held: dict[str, float]
     refused: dict[int, int]
-    delivered_after: int
 
 
 class _Server(web._Server):
@@ -353,7 +350,8 @@ class Api:
         marks = []
         try:
             assert clients.line() == "ready"
-            # For as long as no client is late for its first request.
+            # These sleeps wait for nothing: they are how long the traffic of
+            # a phase lasts.  The first is for clients to get under way.
             time.sleep(1.0)
             marks.append(("before", time.monotonic()))
             time.sleep(seconds)
@@ -369,8 +367,11 @@ class Api:
             marks.append(("after", time.monotonic()))
             time.sleep(seconds)
             marks.append(("end", time.monotonic()))
-        finally:
+        except BaseException:
+            # Not twice: that cuts the connections made since.
             self._broken.heal()
+            raise
+        finally:
             printed = clients.end()
         return self._tell(marks, json.loads(printed))
 
@@ -381,8 +382,7 @@ class Api:
             yield
             return
         path = f"{self._paths(CELLS - 1)[-1]}&seconds={LONG_CALL}"
-        connection = http.client.HTTPConnection(web.HOST, self._port)
-        connection.request("POST", path)
+        connection = self._request(path)
         stats = self.guard()
         assert stats is not None
         stack.eventually(lambda: (self.guard() or stats).under_way > 0)
@@ -390,6 +390,22 @@ class Api:
         yield
         connection.getresponse().read()
         connection.close()
+
+    def ask_broken(self) -> list[int]:
+        """One request of each kind for the cell that breaks: the statuses."""
+        found = []
+        for path in self._paths(CELLS - 1):
+            connection = self._request(path)
+            response = connection.getresponse()
+            response.read()
+            found.append(response.status)
+            connection.close()
+        return found
+
+    def _request(self, path: str) -> http.client.HTTPConnection:
+        connection = http.client.HTTPConnection(web.HOST, self._port)
+        connection.request("POST", path)
+        return connection
 
     def _tell(
         self,
@@ -412,16 +428,7 @@ class Api:
         for _, sent, _, status in broken:
             if status not in (200, 202) and sent >= times["opening"]:
                 refused[status] = refused.get(status, 0) + 1
-        return Outage(
-            phases,
-            self._longest(times["opening"]),
-            refused,
-            sum(
-                status in (200, 202)
-                for _, sent, _, status in broken
-                if sent >= times["after"]
-            ),
-        )
+        return Outage(phases, self._longest(times["opening"]), refused)
 
     def _longest(self, since: float) -> dict[str, float]:
         mine = self.service.instance(self.cells[-1])

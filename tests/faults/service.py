@@ -19,7 +19,6 @@ from typing import Any
 
 import kombu
 import oslo_messaging
-import pytest
 import webob
 from oslo_context import context as oslo_context
 
@@ -30,13 +29,6 @@ from cellmw.process import Process
 from cellmw.transports.guard import GuardStats
 from tests import servers
 from tests.functional import stack
-
-# amqp forgets to close the socket of a connection that the broker ends in
-# the middle of the handshake; it goes with the connection object.
-leaves_sockets_to_gc = pytest.mark.filterwarnings(
-    "ignore:Exception ignored in. <socket.socket"
-    ":pytest.PytestUnraisableExceptionWarning"
-)
 
 HOST = "host"
 NAME = "cell-one"

@@ -34,7 +34,7 @@ from tests.faults.service import (
 from tests.functional import stack
 from tests.proxy import Proxy
 
-pytestmark = [pytest.mark.servers, service.leaves_sockets_to_gc]
+pytestmark = [pytest.mark.servers, pytest.mark.leaves_sockets_to_gc]
 
 # So long that the driver, which uses it for the socket too, does not end the
 # wait before we do; and a thread that gets through at last waits this long.

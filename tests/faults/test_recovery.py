@@ -13,7 +13,6 @@ import pytest
 
 from cellmw import exceptions
 from tests import servers
-from tests.faults import service
 from tests.faults.service import (
     SLACK,
     SOON,
@@ -27,7 +26,7 @@ from tests.faults.service import (
 from tests.functional import stack
 from tests.proxy import Proxy
 
-pytestmark = [pytest.mark.servers, service.leaves_sockets_to_gc]
+pytestmark = [pytest.mark.servers, pytest.mark.leaves_sockets_to_gc]
 
 Break = Callable[[servers.PrivateBroker, Proxy], None]
 
