@@ -11,6 +11,7 @@ that what else the machine does falls upon all alike.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
 import time
 from collections.abc import Callable
@@ -72,11 +73,14 @@ def fill(engine: sa.Engine) -> None:
         )
 
 
-def ways(url: str) -> dict[str, Callable[[str], int | None]]:
+def ways(
+    url: str, own: contextlib.ExitStack
+) -> dict[str, Callable[[str], int | None]]:
     """Each way to ask, by its name."""
     conf = cfg.ConfigOpts()
     conf([], default_config_files=[])
     engine = store.make_engine(conf, url)
+    own.callback(engine.dispose)
     fill(engine)
     ours = store.Store(lambda: engine)
 
@@ -91,6 +95,7 @@ def ways(url: str) -> dict[str, Callable[[str], int | None]]:
 
     facade = enginefacade.transaction_context()
     facade.configure(connection=url)
+    own.callback(facade.dispose_pool)
 
     # oslo.db has no types.
     @facade.reader  # type: ignore[untyped-decorator]
@@ -104,6 +109,7 @@ def ways(url: str) -> dict[str, Callable[[str], int | None]]:
         return found.cell_id
 
     driver = sa.create_engine(url).raw_connection()
+    own.callback(driver.invalidate)
 
     def bare(uuid: str) -> int | None:
         cursor = driver.cursor()
@@ -161,8 +167,11 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=300)
     options = parser.parse_args()
     for kind in ("mariadb", "postgresql"):
-        with servers.DATABASES[kind]() as database:
-            asked = ways(database.url)
+        with (
+            servers.DATABASES[kind]() as database,
+            contextlib.ExitStack() as own,
+        ):
+            asked = ways(database.url, own)
             report(measure(asked, options.rounds, options.count), kind)
 
 

@@ -22,7 +22,7 @@ from oslo_config import cfg
 
 import cellmw
 from benchmarks import _measure
-from benchmarks.pool import at_once, get_and_put
+from benchmarks.pool import LONGER, at_once, get_and_put
 from cellmw import runtime
 from tests import servers
 from tests.functional import stack
@@ -41,50 +41,51 @@ def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
     return [b""]
 
 
+HEADERS = {
+    "HTTP_X_IDENTITY_STATUS": "Confirmed",
+    "HTTP_X_USER_ID": "user",
+    "HTTP_X_PROJECT_ID": "project",
+    "HTTP_X_ROLES": "member,reader",
+}
+
+
 def requests(
-    served: Any, path: str, context: Context | None
+    served: Any, path: str, *, with_context: bool = True
 ) -> Callable[[int], None]:
     """So many requests for a path."""
-    environ = {
-        "PATH_INFO": path,
-        "REQUEST_METHOD": "GET",
-        "HTTP_X_IDENTITY_STATUS": "Confirmed",
-        "HTTP_X_USER_ID": "user",
-        "HTTP_X_PROJECT_ID": "project",
-        "HTTP_X_ROLES": "member,reader",
-    }
 
     def way(count: int) -> None:
+        # Each thread's own, as in a server.
+        context = Context()
+        environ: dict[str, object] = {
+            "PATH_INFO": path,
+            "REQUEST_METHOD": "GET",
+            **HEADERS,
+        }
         for _ in range(count):
-            if context is None:
-                environ.pop("cellmw.context", None)
+            if with_context:
+                environ["cellmw.context"] = context
             else:
-                environ["cellmw.context"] = context  # type: ignore[assignment]
+                environ.pop("cellmw.context", None)
             served(environ, None)
 
     return way
 
 
 def from_environ(count: int) -> None:
-    environ = {
-        "HTTP_X_IDENTITY_STATUS": "Confirmed",
-        "HTTP_X_USER_ID": "user",
-        "HTTP_X_PROJECT_ID": "project",
-        "HTTP_X_ROLES": "member,reader",
-    }
+    environ = dict(HEADERS)
     for _ in range(count):
         cellmw.RequestContext.from_environ(environ)
 
 
 def measure(served: Any, path: str, rounds: int, count: int) -> bool:
-    context = Context()
-    requests(served, path, context)(1)
+    requests(served, path)(1)
     run = _measure.Rounds(
         {
-            "bare": requests(application, path, context),
-            "no instance": requests(served, NO_INSTANCE, context),
-            "remembered": requests(served, path, context),
-            "no context": requests(served, NO_INSTANCE, None),
+            "bare": requests(application, path),
+            "no instance": requests(served, NO_INSTANCE),
+            "remembered": requests(served, path),
+            "no context": requests(served, NO_INSTANCE, with_context=False),
             "from_environ": from_environ,
             "get and put": get_and_put(),
         },
@@ -110,9 +111,9 @@ def measure(served: Any, path: str, rounds: int, count: int) -> bool:
     print(f"context made here / from_environ: {ratio:.2f}")
     met.append(_measure.verdict("context made here", ratio.median, 1.3))
 
-    one = requests(served, path, context)
+    one = requests(served, path)
     crowd = _measure.Rounds({"one": one, "32": at_once(one)})
-    crowd.run(rounds, count // 32 * 32)
+    crowd.run(rounds, count * LONGER)
     ratio = crowd.ratio("32", "one")
     print(f"remembered, 32 threads / one: {ratio:.2f}")
     met.append(_measure.verdict("32 threads", ratio.median, 1.5))

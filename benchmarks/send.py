@@ -4,30 +4,39 @@
 A cast and a call through ``mq_connection``, with a bare client and with
 ``rpc.get_client``: beside the same on a bare transport with a client that is
 kept, and beside a transport that is made for each message and cleaned up.
+
+Beside them stands what a hand-over to another thread and back costs on the
+machine: it is most of what protecting a cell does.
+
+Who answers the calls is a process of its own, as a compute host is: in this
+one its threads would take turns with those that send.  What is cast goes to a
+queue that nobody reads.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
+import kombu
 import oslo_messaging
 
 import cellmw
 from benchmarks import _measure
 from cellmw import rpc, runtime
+from cellmw.workers import Workers
 from tests import servers
+from tests.faults import hosts
+from tests.faults.outage import Child
 from tests.functional import stack
 
-SERVER = "host"
+# Who gets what.
+SERVERS = {"call": hosts.SERVER, "cast": "nobody"}
+METHOD = "get_console_output"
 CONTEXT: dict[str, Any] = {"user_id": "user"}
 BOUNDS = {"cast": (1.20, 13.0), "call": (1.06, 10.0)}
-
-
-class Host:
-    def echo(self, ctxt: dict[str, Any], value: int) -> int:
-        return value
 
 
 class Context(dict[str, Any]):
@@ -38,11 +47,11 @@ class Context(dict[str, Any]):
 
 
 def sends(client: Any, context: Any, kind: str) -> Callable[[int], None]:
-    method = getattr(client.prepare(server=SERVER, timeout=30), kind)
+    method = getattr(client.prepare(server=SERVERS[kind], timeout=30), kind)
 
     def way(count: int) -> None:
         for number in range(count):
-            method(context, "echo", value=number)
+            method(context, METHOD, cell=number)
 
     return way
 
@@ -51,14 +60,22 @@ def each_its_own(conf: Any, url: str, kind: str) -> Callable[[int], None]:
     """A transport and a client made for each message."""
 
     def way(count: int) -> None:
-        for number in range(count):
+        for _ in range(count):
             transport = oslo_messaging.get_rpc_transport(conf, url)
             client = oslo_messaging.get_rpc_client(transport, stack.target())
-            prepared = client.prepare(server=SERVER, timeout=30)
-            getattr(prepared, kind)(CONTEXT, "echo", value=number)
+            sends(client, CONTEXT, kind)(1)
             transport.cleanup()
 
     return way
+
+
+def keep_what_is_cast(url: str) -> None:
+    """Make the queue that nobody reads, as the driver would."""
+    exchange = kombu.Exchange("openstack", type="topic", durable=False)
+    key = f"{stack.TOPIC}.{SERVERS['cast']}"
+    queue = kombu.Queue(key, exchange, routing_key=key, durable=False)
+    with kombu.Connection(url.replace("rabbit://", "amqp://")) as connection:
+        queue(connection.default_channel).declare()
 
 
 def measure(
@@ -68,9 +85,16 @@ def measure(
     bare = oslo_messaging.get_rpc_client(transport, stack.target())
     kept = oslo_messaging.get_rpc_client(context.mq_connection, stack.target())
     ours = rpc.get_client(stack.target())
+    workers = Workers()
+
+    def hand_over(count: int) -> None:
+        for _ in range(count):
+            workers.submit(bool).wait()
+
     try:
         run = _measure.Rounds(
             {
+                "hand-over": hand_over,
                 "bare": sends(bare, CONTEXT, kind),
                 "mq_connection": sends(kept, CONTEXT, kind),
                 "get_client": sends(ours, context, kind),
@@ -86,8 +110,10 @@ def measure(
         slow.run(chosen.rounds // 2, max(4, chosen.count // 20))
     finally:
         transport.cleanup()
+        workers.close()
     most, least = BOUNDS[kind]
-    print(f"{kind} on a bare transport: {run.microseconds('bare'):.0f}")
+    print(f"{kind} on a bare transport: {run.microseconds('bare'):.0f} us")
+    print(f"a hand-over and nothing else: {run.microseconds('hand-over'):.0f}")
     met = []
     for name in ("mq_connection", "get_client"):
         ratio = run.ratio(name, "bare")
@@ -116,8 +142,12 @@ def main() -> int:
     with (
         servers.rabbit_vhost() as vhost,
         servers.sqlite_database() as database,
-        stack.serving(vhost.url, Host(), server=SERVER),  # type: ignore[arg-type]
+        contextlib.ExitStack() as own,
     ):
+        host = Child("tests.faults.hosts", [vhost.url])
+        own.callback(host.end)
+        assert host.line() == "ready"
+        keep_what_is_cast(vhost.url)
         api = stack.ApiDatabase(database.url)
         instance = api.add_instance(api.add_cell(vhost.url))
 

@@ -147,7 +147,7 @@ class _Server(web._Server):
         )
 
 
-class _Child:
+class Child:
     """A module of ours in a process of its own; ends with its input."""
 
     def __init__(self, module: str, wanted: object) -> None:
@@ -217,7 +217,7 @@ class Api:
         ]
         vhost = own.enter_context(self._broken.broker.vhost())
         through_proxy = vhost.url_via(self._broken.proxy.address)
-        self._hosts = _Child("tests.faults.hosts", [*vhosts, vhost.url])
+        self._hosts = Child("tests.faults.hosts", [*vhosts, vhost.url])
         own.callback(self._hosts.end)
         self.service = Service(database, **self.options)
         own.callback(self.service.close)
@@ -328,7 +328,7 @@ class Api:
         :param kind: in :data:`KINDS`
         :param seconds: how long ``before``, ``during`` and ``after`` last
         """
-        clients = _Child(
+        clients = Child(
             "tests.faults.load",
             {
                 "port": self._port,
