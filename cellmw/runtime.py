@@ -85,6 +85,7 @@ class Runtime:
             connection.reveal() if connection else None,
             timeout=self.settings.lookup_timeout,
             for_reading=True,
+            at_once=self.settings.lookup_concurrency,
         )
 
     def process(self) -> Process:

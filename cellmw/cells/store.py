@@ -177,6 +177,7 @@ def make_engine(
     connect_timeout: float | None = None,
     enforce_foreign_keys: bool = False,
     for_reading: bool = False,
+    at_once: int = 0,
 ) -> sa.Engine:
     """Make an engine from the options in ``[api_database]``.
 
@@ -197,6 +198,8 @@ def make_engine(
         who writes
     :param for_reading: each statement stands for itself, so none is put in a
         transaction, whose end would cost another round trip
+    :param at_once: how many connections will be in use at once, which stay
+        open then, where nobody has set ``max_pool_size``
     :raises ConfigurationError: there is no URL, it or an option cannot be
         used, or its driver is not installed; shows no part of the URL
     """
@@ -208,6 +211,9 @@ def make_engine(
     if timeout is not None:
         url = _bounded(url, timeout, connect_timeout or timeout)
     arguments = {name: option(conf, name) for name in _ENGINE_OPTIONS}
+    if not _is_set(conf, "max_pool_size"):
+        most = max(arguments["max_pool_size"], at_once)
+        arguments["max_pool_size"] = most
     reason = "it is no database URL"
     try:
         engine: sa.Engine = engines.create_engine(
@@ -312,6 +318,12 @@ def option(conf: cfg.ConfigOpts, name: str) -> Any:
     )
 
 
+def _is_set(conf: cfg.ConfigOpts, name: str) -> bool:
+    """Whether anybody has set it, an operator or a service."""
+    found = conf.get_location(name, GROUP)
+    return found is None or found.location is not cfg.Locations.opt_default
+
+
 def _accepted(name: str) -> str:
     kind = _TYPES[name]
     if isinstance(kind, types.Boolean):
@@ -339,12 +351,19 @@ def _url(text: str | None) -> sa.URL:
     raise ConfigurationError(f"{_WHERE}: it is no database URL")
 
 
+# Seconds.  PyMySQL takes a year at most; PostgreSQL as many milliseconds as a
+# 32-bit integer holds.
+_MOST = 2_000_000.0
+
+
 def _bounded(url: sa.URL, statement: float, connect: float) -> sa.URL:
     """The URL with limits for the driver, where it has none of its own."""
     make = _LIMITS.get(url.get_backend_name())
     if make is None:
         return url
-    limits = make(math.ceil(statement), math.ceil(connect))
+    limits = make(
+        math.ceil(min(statement, _MOST)), math.ceil(min(connect, _MOST))
+    )
     return url.update_query_dict(
         {name: text for name, text in limits.items() if name not in url.query}
     )

@@ -10,6 +10,7 @@ import sqlite3
 import ssl
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,48 @@ def test_the_options_are_those_of_oslo_db(
         "sqlite_synchronous": False,
         "thread_checkin": False,
     }
+
+
+@pytest.mark.parametrize(
+    "lines, at_once, size",
+    [
+        ([], 0, 5),
+        ([], 3, 5),
+        ([], 8, 8),
+        (["max_pool_size = 5"], 8, 5),
+        (["max_pool_size = 2"], 8, 2),
+    ],
+)
+def test_as_many_connections_are_kept_as_are_used_at_once(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    lines: list[str],
+    at_once: int,
+    size: int,
+) -> None:
+    conf = configuration(tmp_path, f"connection = {MYSQL}", *lines)
+    _, arguments = made_with(monkeypatch, conf, at_once=at_once)
+    assert arguments["max_pool_size"] == size
+
+
+def test_a_service_may_have_its_own_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conf = configuration(tmp_path, f"connection = {MYSQL}")
+    store.register_options(conf)
+    conf.set_default("max_pool_size", 4, store.GROUP)
+    _, arguments = made_with(monkeypatch, conf, at_once=8)
+    assert arguments["max_pool_size"] == 4
+
+
+@pytest.mark.parametrize("url", [MYSQL, "postgresql+psycopg2://u:p@h/d"])
+def test_limits_that_drivers_cannot_have_are_less(
+    tmp_path: Path, url: str
+) -> None:
+    conf = configuration(tmp_path, f"connection = {url}")
+    engine = store.make_engine(conf, timeout=threading.TIMEOUT_MAX)
+    assert engine.url.query["connect_timeout"] == "2000000"
+    assert "2000000" in " ".join(map(str, engine.url.query.values()))
 
 
 def test_without_a_timeout_the_drivers_have_their_own(
