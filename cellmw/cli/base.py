@@ -34,8 +34,8 @@ from cellmw.exceptions import CellMWError, ConfigurationError
 from cellmw.redaction import Secret
 from cellmw.transports import oslo
 
-# How long the database may take to let us in, and for one statement: what
-# counts a million mappings is not done in a moment.  Seconds.
+# How long the database may take for each step of letting us in, and for one
+# statement: what counts a million mappings is not done in a moment.  Seconds.
 _CONNECT_TIMEOUT = 10.0
 _STATEMENT_TIMEOUT = 300.0
 
@@ -150,7 +150,7 @@ class Configuration:
 
     @functools.cached_property
     def engine(self) -> sa.Engine:
-        """The engine of the API database."""
+        """The engine of the API database, which answers."""
         engine = store.make_engine(
             self.conf,
             timeout=_STATEMENT_TIMEOUT,
@@ -159,7 +159,17 @@ class Configuration:
         )
         if not self._may_make_database:
             _refuse_missing_file(engine.url)
+        if engine.dialect.name != "sqlite":
+            self._expect_an_answer()
         return engine
+
+    def _expect_an_answer(self) -> None:
+        # PyMySQL waits for the server's greeting as long as for a statement.
+        engine = store.make_engine(self.conf, timeout=_CONNECT_TIMEOUT)
+        try:
+            engine.connect().close()
+        finally:
+            engine.dispose()
 
     @functools.cached_property
     def store(self) -> store.Store:
@@ -372,20 +382,27 @@ class Command(CliffCommand):
 
     def about_database(self, error: Exception) -> str:
         """What to say when the database could not be used."""
-        if isinstance(error, db_exception.DBConnectionError):
-            return f"the API database cannot be reached: {_cause(error)}"
-        try:
-            there = sa.inspect(self.configuration.engine).has_table(
-                "cell_mappings"
-            )
-        except Exception:
-            there = True
-        if not there:
+        cause = _cause(error)
+        # oslo.db does not know what libpq says of a server without an answer.
+        if isinstance(error, db_exception.DBConnectionError) or (
+            cause.endswith("timeout expired")
+        ):
+            return f"the API database cannot be reached: {cause}"
+        if self._lacks_tables():
             return (
                 "the API database has no table cell_mappings; make it with "
                 "nova-manage api_db sync, or with cellmw-manage db sync"
             )
-        return f"the API database refuses: {_cause(error)}"
+        return f"the API database refuses: {cause}"
+
+    def _lacks_tables(self) -> bool:
+        if "engine" not in vars(self.configuration):
+            return False  # it has let nobody in
+        try:
+            found = sa.inspect(self.configuration.engine)
+            return not found.has_table("cell_mappings")
+        except Exception:
+            return False
 
 
 def _of_configuration(error: Exception) -> str:
