@@ -9,32 +9,19 @@ import pytest
 import sqlalchemy as sa
 
 from tests import servers
-from tests.functional.database import schema
-from tests.functional.database.engines import make_engine, migrate
-
-TABLES = {"migrated": migrate, "nova": schema.create_nova_tables}
+from tests.functional.database import kinds
+from tests.functional.database.engines import make_engine
 
 _FILLED_BY_TESTS = ("host_mappings", "instance_mappings", "cell_mappings")
 
 
-@pytest.fixture(
-    scope="session",
-    params=[
-        pytest.param(
-            (kind, tables),
-            id=f"{kind}-{tables}",
-            marks=() if kind == "sqlite" else pytest.mark.servers,
-        )
-        for kind in servers.DATABASES
-        for tables in TABLES
-    ],
-)
+@pytest.fixture(scope="session", params=kinds.params())
 def _api_database(
     request: pytest.FixtureRequest,
 ) -> Iterator[servers.Database]:
     kind, tables = request.param
     with servers.DATABASES[kind]() as database:
-        TABLES[tables](database)
+        kinds.TABLES[tables](database)
         yield database
 
 

@@ -19,7 +19,7 @@ from cellmw.cells.store import Store
 from cellmw.cells.tables import cell_mappings, instance_mappings
 from cellmw.redaction import Secret
 from tests import servers
-from tests.functional.database import schema
+from tests.functional.database import kinds, schema
 from tests.functional.database.engines import make_engine
 from tests.proxy import Proxy
 
@@ -208,11 +208,10 @@ def test_rows_changed_by_others_are_seen_by_the_next_question(
     assert store.cell_id_of(instance(3)) == 8
 
 
+@kinds.only(kinds.SERVERS)
 def test_a_connection_that_died_is_replaced(
     store: Store, api_database: servers.Database
 ) -> None:
-    if api_database.kind == "sqlite":
-        pytest.skip("a file has no connections")
     for _ in range(3):
         assert store.cell_id_of(instance(1)) == 7
         api_database.kill_connections()
@@ -248,11 +247,10 @@ def test_a_child_process_uses_connections_of_its_own(
     shared.close()
 
 
+@kinds.only(["sqlite", "mariadb"])  # PostgreSQL's server quotes them itself
 def test_an_error_does_not_quote_the_values_of_the_statement(
-    engine: sa.Engine, api_database: servers.Database
+    engine: sa.Engine,
 ) -> None:
-    if api_database.kind == "postgresql":
-        pytest.skip("its server quotes them")
     statement = sa.text("SELECT 1 FROM nowhere WHERE url = :url")
     with pytest.raises(FAILURES) as caught, engine.connect() as connection:
         connection.execute(statement, {"url": "rabbit://u:Zpw@h"})
