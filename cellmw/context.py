@@ -14,8 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 from oslo_context import context as oslo_context
 
-from cellmw import exceptions, runtime
-from cellmw.cells.mapping import Cell
+from cellmw import runtime
 from cellmw.transports.handle import Handle
 
 T = TypeVar("T")
@@ -92,10 +91,10 @@ def target_cell(context: T, cell: HasUUID | str) -> Iterator[T]:
         several with different settings, and the context came through none
     """
     uuid = cell if isinstance(cell, str) else cell.uuid
-    owner = runtime.registry().of(context)
-    found = _find(owner, uuid)
+    process = runtime.registry().of(context).process()
+    found = process.directory.cell(uuid)
     cell_context: Any = copy.copy(context)
-    handle = Handle(owner.process(), found)
+    handle = Handle(process, found)
     try:
         cell_context.mq_connection = handle
         cell_context.cell_uuid = found.uuid
@@ -134,17 +133,3 @@ def refresh_cells(context: Any, *, timeout: float | None = None) -> None:
     """
     process = runtime.registry().of(context).process()
     process.directory.refresh(timeout=timeout)
-
-
-def _find(owner: runtime.Runtime, uuid: str) -> Cell:
-    """The cell, in the spelling of its row: as given, or in lower case."""
-    directory = owner.process().directory
-    until = owner.clock() + owner.settings.lookup_timeout
-    try:
-        return directory.cell(uuid)
-    except exceptions.CellNotFound:
-        if uuid == uuid.lower():
-            raise
-    # Read just now, as a rule, so that this asks nothing.
-    left = max(0.0, until - owner.clock())
-    return directory.cell(uuid.lower(), timeout=left)

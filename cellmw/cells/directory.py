@@ -240,6 +240,8 @@ class Directory:
     def cell(self, cell_uuid: str, *, timeout: float | None = None) -> Cell:
         """A cell by its UUID.  Blocks as :meth:`find` does.
 
+        :param cell_uuid: as its mapping has it; if that is in lower case, any
+            case will do
         :param timeout: seconds; None: ``lookup_timeout``
         :raises CellNotFound: there is no such mapping
         :raises LookupFailed: the database did not answer
@@ -251,10 +253,10 @@ class Directory:
                 return cell
         deadline = self._deadline(timeout)
         self._be_current(deadline)
-        cell = self._by_uuid.get(cell_uuid)
+        cell = self._with_uuid(cell_uuid)
         if cell is None and not self._is_missing(cell_uuid):
             self._read_now(deadline)
-            cell = self._by_uuid.get(cell_uuid)
+            cell = self._with_uuid(cell_uuid)
             if cell is None:
                 self._note_missing(cell_uuid)
         if cell is None:
@@ -379,6 +381,10 @@ class Directory:
     def _known(self, cell_id: int) -> Cell | None:
         index = self._by_id.get(cell_id)
         return None if index is None else self._slots[index]
+
+    def _with_uuid(self, cell_uuid: str) -> Cell | None:
+        by_uuid = self._by_uuid
+        return by_uuid.get(cell_uuid) or by_uuid.get(cell_uuid.lower())
 
     def _age(self) -> float:
         # In this order, or a reading in between looks like time going back.
