@@ -52,13 +52,13 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _PROBE_EVERY = 1.0
 _PROBE_WAIT = 0.25
 
-# Where old mappings will do, the share of a request's time that it waits for
-# new ones; the rest is for what cannot be done without the database.
+# Where mappings that are a little too old will do, the share of a request's
+# time that it waits for new ones; the rest is for its instance.
 _SHARE = 0.5
 
 # The share of lookup_timeout that an answer has to fail to come in, at least,
-# for that to be an outage: less than the above, of which a little is lost.
-_TELLING = 0.4
+# for that to be an outage.
+_TELLING = 0.9
 
 # A failure of a lookup belongs to the same outage as the one before if less
 # than this lies between them, in seconds, whatever has succeeded meanwhile.
@@ -327,7 +327,7 @@ class Directory:
 
     def _find(self, instance_uuid: str, *, from_memory: bool) -> Cell | None:
         deadline = self._deadline(None)
-        self._be_current(deadline)
+        outdated = self._be_current(deadline)
         question = None
         while question is None:
             if from_memory:
@@ -335,6 +335,10 @@ class Directory:
                 if cell is not None:
                     self._hits += 1
                     return cell
+            if outdated is not None and deadline.left() <= 0:
+                # No time left to ask for the instance.
+                self._misses += 1
+                raise self._failure(outdated)
             # What was learned since we looked is found, not asked for again:
             # of many misses at once the last ones come that late.
             question, _ = self._questions.ask(
@@ -394,36 +398,41 @@ class Directory:
     def _is_current(self, _: object) -> bool:
         return 0 <= self._age() < self._interval
 
-    def _be_current(self, deadline: Deadline) -> None:
+    def _be_current(self, deadline: Deadline) -> str | None:
         """Have a snapshot that may be used.
 
-        One that is a little too old serves all but the request that has it
-        read; one that is much too old serves nobody, unless the database
-        cannot be reached or takes too long.
+        One that is a little too old serves all, and the request that has it
+        read waits for that only a part of its time; one that is much too old
+        serves nobody, unless the database does not answer.
+
+        :returns: why an old one has to do, where the request has waited for
+            a new one in vain
         """
         age = self._age()
         if 0 <= age < self._interval:
-            return
+            return None
         outage = self._cells_outage
         known = self._installed > 0
-        wait = deadline.limit * _SHARE if known else math.inf
+        usable = known and 0 <= age < 2 * self._interval
+        wait = deadline.limit * _SHARE if usable else math.inf
         if known and outage.holds(self._taken_for_granted):
             # One request now and then sees whether it still lasts, and does
             # not wait long for that.
             if not outage.may_probe(_PROBE_EVERY):
-                return
+                return None
             wait = min(wait, _PROBE_WAIT)
         question, is_new = self._questions.ask(
             _CELLS, self._read_cells, urgent=True, unless=self._is_current
         )
         if question is None:
-            return
-        if known and not is_new and 0 <= age < 2 * self._interval:
+            return None
+        if usable and not is_new:
             self._questions.leave(question)
-            return
+            return None
         cause = self._wait(question, deadline, outage, wait)
         if cause is not None and not known:
             raise self._failure(cause)
+        return cause
 
     def _read_now(self, deadline: Deadline) -> None:
         question, _ = self._questions.ask(
