@@ -111,6 +111,7 @@ def _urls(number: int, *, odd: bool = False) -> tuple[Secret, Secret]:
 
 
 def records(rounds: int, count: int) -> None:
+    # Closed at the end of this.
     stream = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
     handler = logging.StreamHandler(stream)
     handler.setFormatter(

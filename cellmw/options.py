@@ -73,6 +73,7 @@ class _Patterns(types.ConfigType):
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other)
 
+    # As Python says that something cannot be hashed.
     __hash__ = None  # type: ignore[assignment]
 
 

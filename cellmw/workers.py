@@ -76,6 +76,7 @@ class Job:
         self._function, self._args = None, ()
         self.thread_id = threading.get_ident()
         try:
+            # None only once it has run.
             self.result = function(*args)  # type: ignore[misc]
         except BaseException as error:
             self.error = error

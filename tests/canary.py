@@ -281,6 +281,7 @@ _WAYS_TO_SHOW: dict[str, Callable[[Any], object]] = {
 
 
 class _WithVariables(logging.Formatter):
+    # The base class calls it so.
     def formatException(self, ei: Any) -> str:  # noqa: N802
         shown = traceback.TracebackException(*ei, capture_locals=True)
         return "".join(shown.format())

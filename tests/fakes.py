@@ -535,4 +535,5 @@ def in_child(function: Callable[[], _Result]) -> _Result:
     assert status == 0, f"the child has ended with {status}"
     worked, result = pickle.loads(data)
     assert worked, result
+    # The caller's function says what it is.
     return result  # type: ignore[no-any-return]

@@ -113,6 +113,7 @@ def proper_urls(draw: st.DrawFn) -> Sample:
     for _ in range(draw(st.integers(1, 3))):
         host = draw(hosts) + draw(ports)
         user, password = draw(users), draw(passwords())
+        # draw() has no types here.
         written.append(f"{user}:{encode(password)}@{host}")  # type: ignore[operator]
         shown.append(f"***@{host}")
         user_names.append(user)

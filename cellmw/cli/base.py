@@ -78,6 +78,7 @@ def report_errors_on_one_line(parser: argparse.ArgumentParser) -> None:
         complain(sys.stderr, message)
         parser.exit(2)
 
+    # argparse calls it by its name.
     parser.error = error  # type: ignore[method-assign,assignment]
 
 

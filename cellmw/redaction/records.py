@@ -262,6 +262,7 @@ def _guard_summary() -> None:
         return scrub(original(record))
 
     summary._cellmw_guard = True  # type: ignore[attr-defined]  # a mark
+    # What has no such function has returned above.
     formatters._get_error_summary = summary  # type: ignore[union-attr]
 
 

@@ -36,6 +36,7 @@ TO_END = "the service has ended"
 
 
 class _WithVariables(logging.Formatter):
+    # The base class calls it so.
     def formatException(self, ei: Any) -> str:  # noqa: N802
         shown = traceback.TracebackException(*ei, capture_locals=True)
         return "".join(shown.format())
@@ -153,6 +154,7 @@ def _log_values(url: str, password: str) -> None:
     for logger in (LOG, OURS, logging.getLogger("kombu.connection")):
         logger.debug("Using %s for %s", parsed, [parsed.hosts, password])
         logger.debug("Using %(url)s", {"url": url, "password": password})
+        # As careless services do.
         logger.debug(f"Sending {plain} for {password!r}")  # noqa: G004
         logger.debug("Sending %s", {"a": json.dumps([password])})
         logger.debug("Wrong %d", password)

@@ -210,6 +210,7 @@ def test_a_record_that_cannot_be_formatted_shows_no_secret(
 ) -> None:
     # The handler writes the message and the arguments to standard error.
     log.alone()
+    # As careless services do.
     logging.getLogger("kombu").info(PASSWORD + " %d", PASSWORD)  # noqa: G003
     logging.getLogger("kombu").info("%d %d", _Shows(PASSWORD), {"a": PASSWORD})
     shown = capsys.readouterr().err
@@ -344,6 +345,7 @@ def test_a_record_that_cannot_be_scrubbed_shows_nothing(
 
 
 class _Locals(logging.Formatter):
+    # The base class calls it so.
     def formatException(self, ei: Any) -> str:  # noqa: N802
         shown = traceback.TracebackException(*ei, capture_locals=True)
         return "".join(shown.format())

@@ -332,6 +332,7 @@ def test_a_response_collected_under_a_lock_is_no_deadlock(
     handle = Handle(process, process.directory.cell(cell_uuid(1)))
     cast(handle)
     with Records() as records:
+        # It needs no more of a runtime than that.
         body = _Body((), {}, None, [], handle)  # type: ignore[arg-type]
         with process.pool._lock, process.closer._lock, process.lock:
             del body

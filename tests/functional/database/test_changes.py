@@ -29,6 +29,7 @@ from tests.functional.database.engines import make_engine
 
 ONE = "3a0a4dd6-7cb9-4a9c-9a0b-7b1d2b6a0001"
 TWO = "3a0a4dd6-7cb9-4a9c-9a0b-7b1d2b6a0002"
+# The tables know no zones.
 NOW = datetime.datetime(2031, 2, 3, 4, 5, 6)  # noqa: DTZ001
 BASE = "rabbit://u:p@base:5672/v"
 
@@ -41,6 +42,7 @@ def cell(uuid: str, url: str | None, **fields: object) -> CellMapping:
     return CellMapping(
         uuid=uuid,
         transport_url=None if url is None else Secret(url),
+        # Each test gives what fits.
         **fields,  # type: ignore[arg-type]
     )
 
@@ -52,6 +54,7 @@ def mapped(
         instance_uuid=instance(number),
         cell_uuid=cell_uuid,
         project_id=fields.pop("project_id", None) or "p",
+        # The same.
         **fields,  # type: ignore[arg-type]
     )
 

@@ -181,6 +181,7 @@ def test_a_sync_that_was_interrupted_is_completed_by_the_next(
         connection.exec_driver_sql(f"DELETE FROM {migrations.VERSION_TABLE}")
         for statement in undone:
             if "INDEX" in statement and database.kind == "mysql":
+                # It is made whole, and used once.
                 statement = f"{statement} ON instance_mappings"  # noqa: PLW2901
             connection.exec_driver_sql(statement)
     assert migrations.sync(empty) == migrations.Outcome(None, "0001")

@@ -795,6 +795,7 @@ class Slow(Held):
         self.directory = make(database, workers=self, clock=clock, **settings)
         questions = self.directory._questions
         self.wait = questions.wait
+        # For this one object.
         questions.wait = self.wait_by_the_clock  # type: ignore[method-assign]
 
     def start(self, job: Any) -> None:

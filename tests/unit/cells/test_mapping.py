@@ -32,7 +32,9 @@ def cell(url: str | None, uuid: str = UUID) -> CellMapping:
 def test_connection_strings_become_secrets() -> None:
     row = CellMapping(
         uuid=UUID,
+        # That is what is tested.
         transport_url="rabbit://Zpw@h",  # type: ignore[arg-type]
+        # The same.
         database_connection="mysql://Zpw@h",  # type: ignore[arg-type]
     )
     assert row.transport_url == Secret("rabbit://Zpw@h")

@@ -384,6 +384,7 @@ def test_released_between_borrowing_and_looking(stack: Stack) -> None:
             made.release()
 
     made = Handle(stack, cell(1))
+    # As much of a lock as is used.
     stack.lock = Lock()  # type: ignore[assignment]
     with pytest.raises(exceptions.TransportReleased):
         cast(made)
@@ -454,6 +455,7 @@ def test_released_while_another_message_has_the_borrower(
             borrower.lease(PATIENCE).release()
 
     made = Handle(stack, cell(1))
+    # As much of a lock as is used.
     stack.lock = Lock()  # type: ignore[assignment]
     with pytest.raises(exceptions.TransportReleased):
         cast(made)
@@ -507,6 +509,7 @@ def test_a_child_sends_through_its_own_process(stack: Stack) -> None:
             with stack.pool._lock, stack.lock:  # held by a thread at the fork
                 with Stack(max_size=stack.max_size) as own:
                     own.put(1)
+                    # What a runtime does after a fork.
                     stack.here = lambda: own  # type: ignore[method-assign]
                     cast(handle)
                     cast(handle)

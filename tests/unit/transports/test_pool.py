@@ -390,6 +390,7 @@ def test_a_waiter_that_is_ended_leaves_no_lease(cache: Rig) -> None:
         threads.start(cache.visit, 1)
         gate.await_arrival()
         entry = cache.pool._entries[generation(1)]
+        # As much of a lock as is used.
         opened, entry.opened = entry.opened, Ended()  # type: ignore[assignment]
         with pytest.raises(SystemExit):
             cache.acquire(1)
