@@ -99,20 +99,33 @@ class Phase:
     """What clients of the healthy cells saw for a while.
 
     :ivar seconds: how long it was
-    :ivar answered: requests answered as they should be
+    :ivar took: seconds of each request that was answered as it should be
     :ivar others: statuses of the other ones
-    :ivar p99: seconds that one in a hundred took, or longer
     """
 
     seconds: float
-    answered: int
+    took: tuple[float, ...]
     others: tuple[int, ...]
-    p99: float
+
+    def __add__(self, other: Phase) -> Phase:
+        """Both together: the same phase of several outages."""
+        return Phase(
+            self.seconds + other.seconds,
+            self.took + other.took,
+            self.others + other.others,
+        )
 
     @property
     def throughput(self) -> float:
         """Answers in a second."""
-        return self.answered / self.seconds
+        return len(self.took) / self.seconds
+
+    @property
+    def p99(self) -> float:
+        """Seconds that one in a hundred took, or longer."""
+        if len(self.took) < 2:
+            return 0.0
+        return statistics.quantiles(self.took, n=100)[-1]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -456,7 +469,8 @@ class Api:
 
 
 def _phase(seconds: float, done: list[tuple[int, float, float, int]]) -> Phase:
-    took = [one[2] for one in done if one[3] in (200, 202)]
-    others = tuple(one[3] for one in done if one[3] not in (200, 202))
-    p99 = statistics.quantiles(took, n=100)[-1] if len(took) > 1 else 0.0
-    return Phase(seconds, len(took), others, p99)
+    return Phase(
+        seconds,
+        tuple(one[2] for one in done if one[3] in (200, 202)),
+        tuple(one[3] for one in done if one[3] not in (200, 202)),
+    )

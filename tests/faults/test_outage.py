@@ -47,7 +47,7 @@ def check_outage(api: Api, kind: str) -> None:
     for name, phase in found.phases.items():
         assert phase.others == (), (kind, name)
     for name in ("before", "during", "after"):
-        assert found.phases[name].answered, (kind, name)
+        assert found.phases[name].took, (kind, name)
     assert found.held["cast"] <= SEND + SLACK, kind
     assert found.held["call"] <= SEND + REPLY + SLACK, kind
     # It was refused meanwhile, and no error was another one than that.
