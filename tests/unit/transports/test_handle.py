@@ -607,66 +607,64 @@ def test_who_finds_a_childs_process_finds_nothing_borrowed_before(
         handle.release()
 
 
-def test_released_just_as_a_child_moves_it(
+class _ReleasedAsItMoves(Handle):
+    """Released by another thread once a child has found that it is not."""
+
+    own: Stack
+    on_move: Callable[[], object]
+
+    @property
+    def _process(self) -> Any:
+        found = self.__dict__.get("process")
+        if self.own.lock.locked() and not self._is_released:
+            self.release()
+        return found
+
+    @_process.setter
+    def _process(self, value: Any) -> None:
+        self.__dict__["process"] = value
+        if value is self.own:
+            self.on_move()  # by another thread, just then
+
+
+@pytest.fixture
+def moving(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Racing(Handle):
-        """Released by another thread once it is found not to be."""
-
-        @property
-        def _process(self) -> Any:
-            found = self.__dict__.get("process")
-            if own.lock.locked() and not self._is_released:
-                self.release()
-            return found
-
-        @_process.setter
-        def _process(self, value: Any) -> None:
-            self.__dict__["process"] = value
-
+) -> Iterator[_ReleasedAsItMoves]:
+    """Made before a fork, for all that a handle can tell."""
     with Stack() as own:
         own.put(1)
-        made = Racing(stack, cell(1))
-        monkeypatch.setattr(stack, "pid", os.getpid() + 1)
+        monkeypatch.setattr(_ReleasedAsItMoves, "own", own, raising=False)
         monkeypatch.setattr(stack, "here", lambda: own)
-        with pytest.raises(exceptions.TransportReleased):
-            cast(made)
-        assert made._process is None
+        made = _ReleasedAsItMoves(stack, cell(1))
+        made.on_move = bool
+        monkeypatch.setattr(stack, "pid", os.getpid() + 1)
+        yield made
         assert own.stats.leases == 0
+
+
+def test_released_just_as_a_child_moves_it(moving: _ReleasedAsItMoves) -> None:
+    for _ in range(2):
         with pytest.raises(exceptions.TransportReleased):
-            cast(made)
+            cast(moving)
+        assert moving._process is None
 
 
 def test_sent_by_another_thread_before_a_child_sees_the_release(
-    stack: Stack, monkeypatch: pytest.MonkeyPatch
+    moving: _ReleasedAsItMoves,
 ) -> None:
-    class Racing(Handle):
-        """Released just as it moves, and another thread sends at once."""
-
-        @property
-        def _process(self) -> Any:
-            found = self.__dict__.get("process")
-            if own.lock.locked() and not self._is_released:
-                self.release()
-            return found
-
-        @_process.setter
-        def _process(self, value: Any) -> None:
-            self.__dict__["process"] = value
-            if value is own:
-                own.lock.release()
-                with pytest.raises(exceptions.TransportReleased):
-                    cast(self)
-                own.lock.acquire()
-
-    with Stack() as own:
-        own.put(1)
-        made = Racing(stack, cell(1))
-        monkeypatch.setattr(stack, "pid", os.getpid() + 1)
-        monkeypatch.setattr(stack, "here", lambda: own)
+    def send_too() -> None:
+        sent.append(1)
+        moving.own.lock.release()
         with pytest.raises(exceptions.TransportReleased):
-            cast(made)
-        assert own.stats.leases == 0
+            cast(moving)
+        moving.own.lock.acquire()
+
+    sent: list[int] = []
+    moving.on_move = send_too
+    with pytest.raises(exceptions.TransportReleased):
+        cast(moving)
+    assert sent == [1]
 
 
 # With oslo.messaging's clients.
