@@ -6,7 +6,8 @@ A cast and a call through ``mq_connection``, with a bare client and with
 kept, and beside a transport that is made for each message and cleaned up.
 
 Beside them stands what a hand-over to another thread and back costs on the
-machine: it is most of what protecting a cell does.
+machine, and what a message does that is sent in the thread that it comes from,
+without protection.
 
 Who answers the calls is a process of its own, as a compute host is: in this
 one its threads would take turns with those that send.  What is cast goes to a
@@ -19,6 +20,7 @@ import argparse
 import contextlib
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import kombu
 import oslo_messaging
@@ -26,7 +28,7 @@ import oslo_messaging
 import cellmw
 from benchmarks import _measure
 from cellmw import rpc, runtime
-from cellmw.workers import Workers
+from cellmw.workers import Job, Workers
 from tests import servers
 from tests.faults import hosts
 from tests.faults.outage import Child
@@ -54,6 +56,20 @@ def sends(client: Any, context: Any, kind: str) -> Callable[[int], None]:
             method(context, METHOD, cell=number)
 
     return way
+
+
+def in_one_thread(way: Callable[[int], None]) -> Callable[[int], None]:
+    """As if no broker could ever hold a thread."""
+
+    def start(self: Workers, job: Job) -> None:
+        job.run()
+        job.finish()
+
+    def unprotected(count: int) -> None:
+        with mock.patch.object(Workers, "start", start):
+            way(count)
+
+    return unprotected
 
 
 def each_its_own(conf: Any, url: str, kind: str) -> Callable[[int], None]:
@@ -98,6 +114,7 @@ def measure(
                 "bare": sends(bare, CONTEXT, kind),
                 "mq_connection": sends(kept, CONTEXT, kind),
                 "get_client": sends(ours, context, kind),
+                "in one thread": in_one_thread(sends(kept, CONTEXT, kind)),
             }
         )
         run.run(chosen.rounds, chosen.count)
@@ -114,6 +131,8 @@ def measure(
     most, least = BOUNDS[kind]
     print(f"{kind} on a bare transport: {run.microseconds('bare'):.0f} us")
     print(f"a hand-over and nothing else: {run.microseconds('hand-over'):.0f}")
+    ratio = run.ratio("in one thread", "bare")
+    print(f"{kind}, mq_connection without a hand-over / bare: {ratio:.2f}")
     met = []
     for name in ("mq_connection", "get_client"):
         ratio = run.ratio(name, "bare")
