@@ -149,7 +149,8 @@ def read(text: str) -> Reading:
     The several drivers part a URL with odd characters in different ways,
     and each may then quote its part in an error; so every reading is given.
     """
-    rest = text.partition("://")[2] or text
+    _, has_scheme, rest = text.partition("://")
+    rest = rest or text
     found = set(_query_passwords(rest))
     region, at, tail = rest.rpartition("@")
     if not at:
@@ -157,7 +158,9 @@ def read(text: str) -> Reading:
             return _reading(found, "", is_certain=True)
         found.update(_as_login(rest))
         return _reading(found, rest, is_certain=False)
-    if _has_one_reading(region, tail):
+    # In a text one without a scheme is not seen to be a URL, so all of it that
+    # may be secret is looked for by its value.
+    if has_scheme and _has_one_reading(region, tail):
         found.update(_split_logins(region, _next_login))
         return _reading(found, "", is_certain=True)
     found.update(_as_login(region))

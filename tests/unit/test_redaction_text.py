@@ -313,6 +313,23 @@ def test_a_known_url_that_shows_nothing_hides_no_other_ones_host(
     assert scrub("at rabbit://nova:short@h:no-port") == "at rabbit://***"
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "rabbit:A:HU:@,:NT@h_",
+        "rabbit://A:HU:@,:NT@h_",
+        "rabbit:A:HU@:,:NT@h_",
+        "rabbit:A:HU@A,:NT@h_",
+        "A:HU@A,:NT@h_",
+    ],
+)
+def test_a_password_that_looks_like_several_logins_is_hidden(
+    url: str, secrets: Secrets
+) -> None:
+    secrets.hold(Secret(url))
+    assert "HU" not in scrub(f"no use: {url}")
+
+
 def test_what_is_shown_is_the_same_in_json() -> None:
     # A formatter of JSON runs after this: what it escapes is clean.
     password = quote("ü\"'\\", safe="")
