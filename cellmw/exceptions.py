@@ -83,7 +83,8 @@ class SendError(CellMWError, oslo_messaging.MessagingException):
         self.cell_name = cell_name
         self.cause = cause
         self.retry_after = retry_after
-        super().__init__(self._describe())
+        # What a copy, a pickle and oslo.messaging make it of again.
+        super().__init__(cause)
 
     def again(self) -> Self:
         """A new error that says the same, for another thread to raise."""
@@ -94,7 +95,7 @@ class SendError(CellMWError, oslo_messaging.MessagingException):
             retry_after=self.retry_after,
         )
 
-    def _describe(self) -> str:
+    def __str__(self) -> str:
         parts = [self.summary]
         if self.cell_uuid is not None:
             name = f" ({self.cell_name})" if self.cell_name else ""
