@@ -28,7 +28,7 @@ from cellmw.options import Settings
 from cellmw.transports.closer import Closer
 from cellmw.transports.delivery import Borrower, Courier
 from cellmw.transports.guard import Guard, Guards
-from cellmw.transports.oslo import OsloTransports
+from cellmw.transports.oslo import OsloTransports, base_url
 from cellmw.transports.pool import Pool
 from cellmw.workers import Workers
 
@@ -89,7 +89,7 @@ class Process:
         )
         self.guards = Guards(self._make_guard)
         self._secrets = _CellSecrets()
-        self._base_url = runtime.conf.transport_url
+        self._base_url = base_url(runtime.conf)
         self._known_drivers = runtime.known_drivers
         self.store = store.Store(runtime.make_engine)
         self.directory = Directory(

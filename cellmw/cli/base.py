@@ -136,6 +136,8 @@ class Configuration:
         self.settings = options.load(self.conf, {})
         # Read once, and here: reading may fail.
         self._base_url = _text_of(self.conf, "DEFAULT", "transport_url")
+        if self._base_url is not None and oslo.base_url(self.conf) is None:
+            self._base_url = None
         connection = _text_of(self.conf, store.GROUP, "connection")
         if connection is None:
             raise Failed(

@@ -72,6 +72,19 @@ def prepare(conf: cfg.ConfigOpts) -> None:
                 continue  # the service has its own
 
 
+def base_url(conf: cfg.ConfigOpts) -> str | None:
+    """``[DEFAULT] transport_url``, where anybody has set it.
+
+    oslo.messaging's default is taken for none: it has a scheme and nothing
+    else, so that a template over it would lead to another vhost.
+    """
+    found = conf.get_location("transport_url")
+    if found is not None and found.location is cfg.Locations.opt_default:
+        return None
+    url: str | None = conf.transport_url
+    return url
+
+
 def open_default(
     conf: cfg.ConfigOpts, allowed_remote_exmods: list[str]
 ) -> RPCTransport:

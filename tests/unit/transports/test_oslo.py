@@ -9,6 +9,7 @@ import threading
 import traceback
 import types
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import amqp.exceptions
@@ -30,6 +31,34 @@ from tests.fakes import in_child
 UUID = "11111111-1111-1111-1111-111111111111"
 PASSWORD = "s3cr3t-p4ssw0rd"
 LONG = 30.0
+
+
+@pytest.mark.parametrize(
+    "lines, found",
+    [
+        ("", None),
+        ("transport_url =", ""),
+        ("transport_url = rabbit://", "rabbit://"),
+        ("transport_url = rabbit://u:p@h/v", "rabbit://u:p@h/v"),
+    ],
+)
+def test_only_a_url_that_somebody_has_set_is_filled_in(
+    tmp_path: Path, lines: str, found: str | None
+) -> None:
+    path = tmp_path / "service.conf"
+    path.write_text(f"[DEFAULT]\n{lines}\n", "utf-8")
+    conf = cfg.ConfigOpts()
+    conf([], project="cellmw-test", default_config_files=[str(path)])
+    oslo.prepare(conf)
+    assert oslo.base_url(conf) == found
+
+
+def test_a_url_that_a_service_sets_in_its_code_is_filled_in() -> None:
+    conf = cfg.ConfigOpts()
+    conf([], project="cellmw-test", default_config_files=[])
+    oslo.prepare(conf)
+    conf.set_override("transport_url", "rabbit://u:p@h/v")
+    assert oslo.base_url(conf) == "rabbit://u:p@h/v"
 
 
 @pytest.fixture(scope="module")
