@@ -85,7 +85,7 @@ class Handle(RPCTransport):
 
     @property
     def _driver(self) -> NoReturn:
-        raise exceptions.SendOnly(cell_uuid=self._cell.uuid or None)
+        raise self._send_only()
 
     def release(self) -> None:
         """End the request's hold.  Does not block; again does nothing.
@@ -206,23 +206,30 @@ class Handle(RPCTransport):
                 self._process = None
         return process
 
-    def _released(self) -> exceptions.TransportReleased:
-        return exceptions.TransportReleased(cell_uuid=self._cell.uuid or None)
+    def _released(self) -> exceptions.SendError:
+        return self._error(exceptions.TransportReleased)
+
+    def _send_only(self) -> exceptions.SendError:
+        return self._error(exceptions.SendOnly)
+
+    def _error(self, kind: type[exceptions.SendError]) -> exceptions.SendError:
+        cell = self._cell
+        return kind(cell_uuid=cell.uuid or None, cell_name=cell.name)
 
     def cleanup(self) -> None:
         """Do nothing: the transport behind it belongs to the pool."""
 
     def _send_notification(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise exceptions.SendOnly(cell_uuid=self._cell.uuid or None)
+        raise self._send_only()
 
     def _listen(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise exceptions.SendOnly(cell_uuid=self._cell.uuid or None)
+        raise self._send_only()
 
     def _listen_for_notifications(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise exceptions.SendOnly(cell_uuid=self._cell.uuid or None)
+        raise self._send_only()
 
     def _require_driver_features(self, requeue: bool = False) -> NoReturn:
-        raise exceptions.SendOnly(cell_uuid=self._cell.uuid or None)
+        raise self._send_only()
 
     def __repr__(self) -> str:
         state = "released" if self._process is None else "live"

@@ -147,8 +147,10 @@ def test_it_only_sends(
     stack: Stack, handle: Handle, use: Callable[[Handle], object]
 ) -> None:
     oslo.prepare(stack.conf)
-    with pytest.raises(exceptions.SendOnly):
+    with pytest.raises(exceptions.SendOnly) as caught:
         use(handle)
+    assert caught.value.cell_uuid == cell_uuid(1)
+    assert caught.value.cell_name == cell(1).name
     assert stack.transports.attempts == 0
 
 
@@ -195,6 +197,7 @@ def test_after_the_end_it_refuses(stack: Stack) -> None:
         with pytest.raises(exceptions.TransportReleased) as caught:
             use(handle)
         assert caught.value.cell_uuid == cell_uuid(1)
+        assert caught.value.cell_name == cell(1).name
     assert len(stack.transports.sent) == 1
 
 
