@@ -34,7 +34,10 @@ class _Seconds(types.Float):
     """A number of seconds that a thread can wait."""
 
     def __init__(self, *, above_zero: bool = False) -> None:
-        super().__init__(min=0, type_name="seconds")
+        # The sample would publish a minimum of 0 as one that is accepted.
+        least = None if above_zero else 0
+        name = "seconds, above 0" if above_zero else "seconds"
+        super().__init__(min=least, type_name=name)
         self.above_zero = above_zero
 
     def __call__(self, value: Any) -> float | None:
@@ -42,7 +45,7 @@ class _Seconds(types.Float):
         if number is not None:
             if not math.isfinite(number):
                 raise ValueError("is not finite")
-            if self.above_zero and number == 0:
+            if self.above_zero and number <= 0:
                 raise ValueError("must be above 0")
             if number > threading.TIMEOUT_MAX:
                 raise ValueError("is too long")
@@ -208,8 +211,9 @@ OPTS: list[cfg.Opt] = [
         "send_timeout",
         type=_Seconds(above_zero=True),
         default=10.0,
-        help="Longest that delivering one message may hold a request's "
-        "thread, in seconds. Waiting for a reply has its own timeout.",
+        help="Longest that delivering one message to a cell may hold a "
+        "request's thread, in seconds. Waiting for a reply has its own "
+        "timeout.",
     ),
     cfg.IntOpt(
         "max_sends_per_cell",
@@ -403,7 +407,8 @@ def accepted(opt: cfg.Opt) -> str:
 
 def _unknown(name: str) -> str:
     known = [*_BY_NAME, *PASTE_SOURCE_OPTIONS, PASTE_DATABASE_OPTION]
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+    # Every name is in lower case.
+    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0)[0]
     # A connection string that stands on a line of its own looks like one.
     shown = redaction.one_line(redaction.scrub(name))
     return (

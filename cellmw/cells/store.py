@@ -204,7 +204,10 @@ def make_engine(
         used, or its driver is not installed; shows no part of the URL
     """
     register_options(conf)
-    url = _url(connection or option(conf, "connection"))
+    where = f"option connection in [{GROUP}]"
+    if connection:
+        where = "paste option api_database_connection"
+    url = _url(connection or option(conf, "connection"), where)
     extra = option(conf, "connection_parameters")
     if extra:
         url = url.update_query_string(extra, append=True)
@@ -214,7 +217,6 @@ def make_engine(
     if not _is_set(conf, "max_pool_size"):
         most = max(arguments["max_pool_size"], at_once)
         arguments["max_pool_size"] = most
-    reason = "it is no database URL"
     try:
         engine: sa.Engine = engines.create_engine(
             url,
@@ -226,8 +228,10 @@ def make_engine(
         )
     except ImportError as error:
         reason = f"Python package {error.name} is not installed"
+    except sa.exc.NoSuchModuleError:
+        reason = "SQLAlchemy knows no such kind of database, or driver"
     except (sa.exc.ArgumentError, ValueError, TypeError):
-        pass
+        reason = "an option in its query has a bad value"
     else:
         # Parameters stand in the text of errors else, URLs among them.
         engine.hide_parameters = True
@@ -236,7 +240,7 @@ def make_engine(
         if for_reading:
             _commit_each_statement(engine)
         return engine
-    raise ConfigurationError(f"{_WHERE}: {reason}")
+    raise ConfigurationError(f"cellmw: {where}: {reason}")
 
 
 def _commit_each_statement(engine: sa.Engine) -> None:
@@ -288,7 +292,6 @@ def _share_tls_context(engine: sa.Engine) -> None:
         return Connection(*cargs, **cparams)
 
 
-_WHERE = f"connection in [{GROUP}], or api_database_connection"
 _ENGINE_OPTIONS = (
     "connection_debug",
     "connection_recycle_time",
@@ -339,16 +342,20 @@ def _accepted(name: str) -> str:
 _TYPES = {known.name: known.type for known in oslo_db_options.database_opts}
 
 
-def _url(text: str | None) -> sa.URL:
+def _url(text: str | None, where: str) -> sa.URL:
     if not text:
         raise ConfigurationError(
-            f"no API database is configured: set {_WHERE}"
+            "cellmw: no API database is configured: set connection in "
+            f"[{GROUP}], or api_database_connection in the paste section"
         )
     try:
         return sa.make_url(text)
     except (sa.exc.ArgumentError, ValueError):
         pass
-    raise ConfigurationError(f"{_WHERE}: it is no database URL")
+    raise ConfigurationError(
+        f"cellmw: {where}: it is no database URL; accepted: one as SQLAlchemy "
+        "takes it, such as mysql+pymysql://user:password@host/nova_api"
+    )
 
 
 # Seconds.  PyMySQL takes a year at most; PostgreSQL as many milliseconds as a

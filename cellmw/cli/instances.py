@@ -247,6 +247,8 @@ def _opened(name: str) -> Iterator[TextIO]:
                 copy = stack.enter_context(
                     tempfile.TemporaryFile("w+", encoding="utf-8", newline="")
                 )
+                # As a file with this mark, which spreadsheets write, is read.
+                copy.write(stream.read(1).removeprefix("\ufeff"))
                 shutil.copyfileobj(stream, copy)
                 stream = copy
         except OSError as error:

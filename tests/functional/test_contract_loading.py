@@ -468,6 +468,7 @@ def test_what_changes_after_the_load_changes_nothing(
         ("lookup-timeout", "lookup_timeout"),
         ("Context_Key", "context_key"),
         ("send_timout", "send_timeout"),
+        ("SEND_TIMEOUT", "send_timeout"),
         ("api_database_conection", "api_database_connection"),
         ("oslo_config_projekt", "oslo_config_project"),
         ("connection", "api_database_connection"),
