@@ -282,8 +282,9 @@ def get_default_client(
 ) -> oslo_messaging.RPCClient:
     """A client whose messages all go to the default transport.
 
-    For what runs beside the API: a scheduler, a conductor.  The rest as
-    :func:`get_client`.
+    For what runs beside the API: a scheduler, a conductor.  That transport is
+    oslo.messaging's own: it has no ``send_timeout``, and raises what the
+    driver raises.  The rest as :func:`get_client`.
     """
     return _make_client(
         False, target, version_cap, serializer, call_monitor_timeout

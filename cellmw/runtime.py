@@ -35,8 +35,9 @@ from cellmw.transports.oslo import known_drivers
 LOG = logging.getLogger(__name__)
 
 # How long the end of a process waits for requests that still use a
-# transport.  Seconds.
-EXIT_TIMEOUT = 2.0
+# transport, and for transports to be closed.  Seconds.  oslo.messaging's
+# takes more than three after a call.
+EXIT_TIMEOUT = 5.0
 
 
 class Runtime:

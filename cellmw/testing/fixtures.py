@@ -39,11 +39,12 @@ def own_brokers() -> Iterator[None]:
 def no_leaks(*, within: float = 5.0) -> Iterator[None]:
     """Fail with :class:`LeakError` if the block leaves something behind.
 
-    That is a lease on a cell's transport: a response that was never closed,
-    a ``target_cell`` block that was not left; or a transport with a
-    ``cellmw-memory`` URL.  What a filter keeps cached is no leak: filters
-    that were loaded in the block are shut down at its end, so it must
-    include the use of them.  A block that raises is not failed twice.
+    That is a lease on a cell's transport, which the first message takes: a
+    response that was never closed, a ``target_cell`` block that was not
+    left; or a transport with a ``cellmw-memory`` URL.  What a filter keeps
+    cached is no leak: filters that were loaded in the block are shut down at
+    its end, so it must include the use of them.  A block that raises is not
+    failed twice.
 
     :param within: how long to wait for what is just ending, in seconds
     """
