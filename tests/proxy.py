@@ -208,9 +208,10 @@ class Proxy:
                     self._closed.wait(self._delay)
                 if direction in self._swallowed:
                     continue
-                target.sendall(data)
+                # First: who has got it finds it counted.
                 with self._lock:
                     self._bytes[direction] += len(data)
+                target.sendall(data)
             # A deaf proxy does not tell that a side has gone, either.
             if direction not in self._swallowed:
                 target.shutdown(socket.SHUT_WR)
