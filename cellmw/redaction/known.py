@@ -20,6 +20,7 @@ import collections
 import logging
 import os
 import re
+import string
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -35,7 +36,7 @@ _WORD = array.array("I").itemsize
 _PREFIX = 8
 _UTF8 = ("utf-8", "surrogatepass")
 _HIDDEN = urls.HIDDEN.encode()
-_base64_before = re.compile(rb"[A-Za-z0-9+/_\-]*\Z")
+_base64 = frozenset(f"{string.ascii_letters}{string.digits}+/_-".encode())
 _base64_after = re.compile(rb"[A-Za-z0-9+/_\-]*={0,2}")
 
 # In a text such a URL may seem to go on, or to end early.
@@ -170,6 +171,9 @@ class Secrets:
     def _spans(
         self, data: bytes, words: Iterable[int]
     ) -> Iterator[tuple[int, int]]:
+        # Up to where the base64 texts that were found go: no part of one is
+        # looked at twice.
+        done = 0
         for index, word in enumerate(words):
             if word not in self._words:
                 continue
@@ -181,8 +185,11 @@ class Secrets:
                     form = data[start : start + length]
                     if form in self._forms:
                         yield start, start + length
-                    if form in self._base64_forms:
-                        yield _around(data, start, start + length)
+                    if form in self._base64_forms and start >= done:
+                        first, done = _around(
+                            data, start, start + length, done
+                        )
+                        yield first, done
 
     def _spelled(self, url: Secret) -> _Spelled:
         known = self._held.get(url)
@@ -343,13 +350,16 @@ def _cut(data: bytes) -> array.array[int]:
     return array.array("I", data[: len(data) // _WORD * _WORD])
 
 
-def _around(data: bytes, start: int, end: int) -> tuple[int, int]:
-    """The whole of the base64 text that this is a part of."""
-    before = _base64_before.search(data, 0, start)
+def _around(data: bytes, start: int, end: int, limit: int) -> tuple[int, int]:
+    """The whole of the base64 text that this is a part of.
+
+    :param limit: before this nothing belongs to it
+    """
+    while start > limit and data[start - 1] in _base64:
+        start -= 1
     after = _base64_after.match(data, end)
-    assert before is not None
     assert after is not None
-    return before.start(), after.end()
+    return start, after.end()
 
 
 def _without(data: bytes, spans: list[tuple[int, int]]) -> bytes:

@@ -171,7 +171,9 @@ def _find(pattern: re.Pattern[str], text: str, start: int, end: int) -> int:
 def _next_start(text: str, position: int) -> int:
     while (found := _next_link(text, position)) is not None:
         start, position = found
-        if text[start - 1] in _between:
+        before = text[start - 1]
+        # All that ends a URL: or of many, each is looked at to the very end.
+        if before in _between or before.isspace():
             return start
     return len(text)
 

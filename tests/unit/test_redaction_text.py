@@ -348,11 +348,14 @@ def test_what_is_shown_is_the_same_in_json() -> None:
         "a" * 1_000_000 + "://",
         "a://u:p@h;" * 50_000,
         "a://" + "@" * 200_000,
+        "\xa0a://b" * 100_000,
+        "a" * 1_000_000 + " AGd1ZXN0AGd1ZXN0",
+        "AGd1ZXN0AGd1ZXN0" * 60_000,
     ],
 )
 def test_a_hostile_text_ends(told: str, secrets: Secrets) -> None:
     # With quadratic work the run's timeout ends it.
-    secrets.hold(Secret("a://b c:d e@h"))
+    secrets.hold(Secret("a://b c:d e@h"), Secret("rabbit://guest:guest@h/"))
     scrub(told)
 
 
