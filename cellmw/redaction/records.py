@@ -20,7 +20,16 @@ from __future__ import annotations
 import functools
 import logging
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import (
+    Callable,
+    Iterable,
+    Mapping,
+    MappingView,
+    Sequence,
+)
+from collections.abc import (
+    Set as AbstractSet,
+)
 from typing import Any
 
 from cellmw.redaction import urls
@@ -35,6 +44,10 @@ _Factory = Callable[..., logging.LogRecord]
 # Their texts hold digits, and no more.
 _NUMBERS = frozenset({int, float, bool, complex, type(None), Secret})
 _DEEPEST = 6
+_CONTAINERS = (dict, list, tuple, set)
+# Besides containers of Python's own: what a formatter opens that writes JSON,
+# a configuration for example, and can be gone through more than once.
+_OPENED = (Mapping, MappingView, Sequence, AbstractSet)
 
 _made_by_logging = vars(logging.LogRecord("", 0, "", 0, "", (), None)).keys()
 _standard = _made_by_logging | {"message", "asctime", "taskName"}
@@ -184,18 +197,41 @@ def _clean(value: Any, tidy: _Tidy, depth: int = 0) -> Any:
         value, "_fields", ()
     ):
         return _clean_parsed_url(value, tidy)
-    if depth < _DEEPEST and isinstance(value, (dict, list, tuple, set)):
-        copy = _clean_members(value, tidy, depth + 1)
-        if kind in (dict, list, tuple, set):
-            return copy
-        if copy is not value:
-            return tidy(_show(str, value) or urls.HIDDEN)
+    if depth < _DEEPEST:
+        found = _clean_container(value, tidy, depth + 1)
+        if found is not value or kind in _CONTAINERS:
+            return found
     shown, written = _show(str, value), _show(repr, value)
     if shown is None or written is None:
         return f"<{kind.__name__} that cannot be shown>"
     if tidy(shown) != shown or tidy(written) != written:
         return tidy(shown)
     return value
+
+
+def _clean_container(value: Any, tidy: _Tidy, depth: int) -> Any:
+    """A copy without secrets, a text in its place, or the value itself."""
+    if isinstance(value, _CONTAINERS):
+        copy = _clean_members(value, tidy, depth)
+        if type(value) in _CONTAINERS or copy is value:
+            return copy
+    elif not _is_opened(value) or not _holds_secrets(value, tidy, depth):
+        return value
+    return tidy(_show(str, value) or urls.HIDDEN)
+
+
+def _is_opened(value: object) -> bool:
+    return isinstance(value, _OPENED) and not isinstance(value, (str, bytes))
+
+
+def _holds_secrets(value: Any, tidy: _Tidy, depth: int) -> bool:
+    members = value.items() if isinstance(value, Mapping) else value
+    try:
+        return any(
+            _clean(member, tidy, depth) is not member for member in members
+        )
+    except Exception:
+        return True
 
 
 def _clean_parsed_url(value: Any, tidy: _Tidy) -> Any:
@@ -239,7 +275,12 @@ def _clean_exception(record: logging.LogRecord) -> None:
         if info[2] is not info[1].__traceback__:
             traceback = bare_traceback(info[2])
         record.exc_info = (type(copy), copy, traceback)
-    elif record.levelno >= logging.WARNING and sys.exc_info()[1] is not None:
+    elif (
+        # makeLogRecord() puts it, and all else, into the record later.
+        isinstance(record.levelno, int)
+        and record.levelno >= logging.WARNING
+        and sys.exc_info()[1] is not None
+    ):
         _guard_summary()
     if record.exc_text:
         record.exc_text = scrub(record.exc_text)

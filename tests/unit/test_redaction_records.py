@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import datetime
 import io
@@ -13,6 +14,7 @@ import queue
 import sys
 import threading
 import traceback
+import types
 from collections.abc import Callable, Iterator, Mapping
 from logging import handlers
 from typing import Any
@@ -578,3 +580,64 @@ def test_many_threads_may_log_at_once(log: _List) -> None:
         thread.join()
     logging.root.removeHandler(handler)
     assert stream.getvalue() == "a ***\n" * 400
+
+
+# What a formatter opens, and what is put into a record later.
+
+
+def configured() -> cfg.ConfigOpts:
+    conf = cfg.ConfigOpts()
+    conf([], project="cellmw-test", default_config_files=[])
+    conf.register_opt(cfg.StrOpt("connection"), group="api_database")
+    url = f"mysql+pymysql://nova:{PASSWORD}@db/nova_api"
+    conf.set_override("connection", url, "api_database")
+    return conf
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        lambda conf: conf,
+        lambda conf: conf.api_database,
+        lambda conf: conf.api_database.items(),
+        lambda conf: conf.api_database.values(),
+        lambda conf: {"group": conf.api_database},
+    ],
+)
+@pytest.mark.parametrize("formatter", [formatters.JSONFormatter(), None])
+def test_what_json_opens_of_an_argument_is_hidden(
+    log: _List,
+    of: Callable[[cfg.ConfigOpts], object],
+    formatter: logging.Formatter | None,
+) -> None:
+    log.setFormatter(formatter)
+    log.alone()
+    logging.getLogger("nova").warning("uses %s and %s", of(configured()), 1)
+    logging.getLogger("nova").warning(of(configured()))
+    assert len(log.records) == 2
+    assert PASSWORD not in log.text
+    assert "nova_api" not in log.text or "***@db/nova_api" in log.text
+
+
+def test_containers_without_a_secret_stay_what_they_are(log: _List) -> None:
+    odd = [
+        collections.deque(["a"]),
+        types.MappingProxyType({"a": 1}),
+        {"a": 1}.keys(),
+        range(3),
+        b"ab",
+    ]
+    logging.getLogger("nova").warning("%s %s %s %s %s", *odd)
+    (record,) = log.records
+    assert isinstance(record.args, tuple)
+    assert all(a is b for a, b in zip(record.args, odd, strict=True))
+
+
+def test_a_record_that_is_filled_in_later_is_not_withheld(
+    log: _List,
+) -> None:
+    """As what comes from another process."""
+    made = logging.makeLogRecord({"msg": "it is %s", "args": ("well",)})
+    assert made.getMessage() == "it is well"
+    made = logging.makeLogRecord({"msg": "it is well", "levelno": 30})
+    assert made.getMessage() == "it is well"
