@@ -256,6 +256,8 @@ def _reading(found: set[Login], region: str, *, is_certain: bool) -> Reading:
         for password in decoded(login.password):
             pieces.update(_delimiters.split(password))
         pieces -= decoded(login.password)
+    # Where one is taken for a host it is written in lower case.
+    pieces |= {piece.lower() for piece in pieces}
     return Reading(frozenset(found), frozenset(pieces), is_certain)
 
 

@@ -182,6 +182,13 @@ def test_pieces_of_a_password_that_was_decoded_are_hidden(
     assert secrets.hide("hunter-two/hunter-three/4") == "***"
 
 
+def test_a_piece_that_is_taken_for_a_host_is_hidden_in_lower_case(
+    secrets: Secrets,
+) -> None:
+    secrets.hold(Secret("rabbit://nova:1,CorrectHorseBattery/x@h:5672/vh"))
+    assert "horse" not in secrets.hide("Connecting to correcthorsebattery:1")
+
+
 def test_a_text_without_secrets_is_the_same_object(secrets: Secrets) -> None:
     text = "a text of some length, without anything in it"
     assert secrets.hide(text) is text
