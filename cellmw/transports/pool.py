@@ -464,17 +464,21 @@ class Pool:
         """Hand an entry that :meth:`_finish` chose over for closing."""
         transport, entry.transport = entry.transport, None
         assert transport is not None
-        cell_uuid = entry.generation.cell_uuid
+        # Alive until it is closed, and with it its credentials known: closing
+        # tells the log, too.
+        generation = entry.generation
 
         def done() -> None:
             with self._lock:
-                self._count(cell_uuid, "closed")
+                self._count(generation.cell_uuid, "closed")
 
         def hung() -> None:
             with self._lock:
-                self._count(cell_uuid, "hung")
+                self._count(generation.cell_uuid, "hung")
 
-        self._closer.close(transport, cell_uuid, done=done, hung=hung)
+        self._closer.close(
+            transport, generation.cell_uuid, done=done, hung=hung
+        )
         with self._lock:
             self._handing_over -= 1
             self._note_if_gone()

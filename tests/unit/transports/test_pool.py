@@ -919,6 +919,34 @@ def test_closing_happens_in_another_thread(rig: Rig) -> None:
     gate.open()
 
 
+def test_credentials_are_known_until_the_transport_is_closed(
+    rig: Rig,
+) -> None:
+    """What is being closed may still tell the log of its broker."""
+    url = Secret("rabbit://user:of-this-one@host/")
+    wanted = Generation.of(cell_uuid(1), url)
+    alive = weakref.ref(wanted)
+    gate = Gate()
+
+    def close(one: Transport) -> None:
+        del one.generation
+        gate.wait()
+
+    rig.transports.on_close = close
+    rig.pool.acquire(wanted, timeout=PATIENCE).release()
+    del wanted
+    rig.pool.keep_only({})
+    gate.await_arrival()
+    gc.collect()
+    assert alive() is not None
+    gate.open()
+    rig.settle()
+    rig.closer.watch()
+    rig.transports.opened.clear()
+    gc.collect()
+    assert alive() is None
+
+
 def test_closing_that_raises_is_told_once_and_counts(rig: Rig) -> None:
     def fail(one: Transport) -> None:
         raise OSError(f"lost {one.generation.url.reveal()}")
