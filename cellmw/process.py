@@ -89,7 +89,12 @@ class Process:
         )
         self.guards = Guards(self._make_guard)
         self._secrets = _CellSecrets()
-        self._base_url = base_url(runtime.conf)
+        base = base_url(runtime.conf)
+        self._base_url = redaction.Secret(base) if base else None
+        # The configuration may have been read again since the filter was
+        # loaded.
+        base_known = redaction.KNOWN.hold(self._base_url)
+        weakref.finalize(self, base_known.drop).atexit = False
         self._known_drivers = runtime.known_drivers
         self.store = store.Store(runtime.make_engine)
         self.directory = Directory(
@@ -189,7 +194,8 @@ class Process:
         return now
 
     def _expand(self, row: CellMapping) -> Cell:
-        cell = mapping.expand(row, self._base_url, self._known_drivers)
+        base = self._base_url.reveal() if self._base_url else None
+        cell = mapping.expand(row, base, self._known_drivers)
         self._secrets.hold(row, cell)
         return cell
 

@@ -22,7 +22,7 @@ import oslo_messaging
 from oslo_config import cfg
 from oslo_messaging.transport import RPCTransport
 
-from cellmw import exceptions
+from cellmw import exceptions, redaction
 from cellmw.forks import keep_for_ever
 from cellmw.transports import oslo
 
@@ -40,19 +40,29 @@ class _Default:
     def __init__(self) -> None:
         self._settings: tuple[cfg.ConfigOpts, list[str]] | None = None
         self._transport: RPCTransport | None = None
+        self._hold: redaction.Hold | None = None
         self._pid = 0
 
     def set_up(self, conf: cfg.ConfigOpts, exmods: list[str]) -> None:
-        made = oslo.open_default(conf, exmods)
+        hold = redaction.KNOWN.hold(redaction.Secret(conf.transport_url))
+        try:
+            made = oslo.open_default(conf, exmods)
+        except BaseException:
+            hold.drop()
+            raise
         self.clean_up()
+        self._hold = hold
         self._settings = (conf, exmods)
         self._transport, self._pid = made, os.getpid()
 
     def clean_up(self) -> None:
         transport, self._transport = self._transport, None
         self._settings = None
+        hold, self._hold = self._hold, None
         if transport is not None and self._pid == os.getpid():
             transport.cleanup()
+        if hold is not None:
+            hold.drop()
 
     def leave_to_parent(self) -> None:
         """In a forked child: never collect what the parent has open."""

@@ -12,7 +12,7 @@ import pytest
 from oslo_config import cfg
 from oslo_messaging.transport import RPCTransport
 
-from cellmw import exceptions, rpc, testing
+from cellmw import exceptions, redaction, rpc, testing
 from cellmw.context import RequestContext
 from cellmw.transports import oslo
 
@@ -258,6 +258,22 @@ def test_a_client_made_before_init_uses_what_init_sets_up() -> None:
         assert testing.broker("two").stats().transports == 0
         with pytest.raises(exceptions.RPCNotInitialized):
             client.cast({}, "do")
+
+
+def test_the_defaults_password_is_known_until_it_is_cleaned_up() -> None:
+    first, second = (f"pass-{number}-not-for-logs" for number in (1, 2))
+    with testing.own_brokers():
+        for password in (first, second):
+            url = f"cellmw-memory://u:{password}@one/"
+            rpc.init(configuration(transport_url=url))
+            assert redaction.scrub(password) == "***"
+        assert redaction.scrub(first) == first
+        bad = f"nosuchdriver://u:{first}@h/"
+        with pytest.raises(oslo_messaging.DriverLoadFailure):
+            rpc.init(configuration(transport_url=bad))
+        assert redaction.scrub(first) == first
+        rpc.cleanup()
+        assert redaction.scrub(second) == second
 
 
 def test_an_init_that_fails_leaves_the_default_as_it_was(

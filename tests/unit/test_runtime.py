@@ -244,6 +244,20 @@ def test_the_cells_passwords_are_known_as_long_as_they_are_used(
     _until(lambda: gc.collect() >= 0 and len(KNOWN) <= before)
 
 
+def test_what_the_configuration_says_by_then_is_known(
+    make: Callable[..., Runtime],
+) -> None:
+    """It can be read again between the load and the first request."""
+    made = make()
+    password = "new-pass-not-for-logs"
+    url = f"cellmw-memory://u:{password}@default/"
+    made.conf.set_override("transport_url", url)
+    assert password in scrub(password)
+    process = made.process()
+    assert password not in scrub(password)
+    assert password not in repr(vars(process))
+
+
 def test_what_is_gone_knows_no_password_any_more(rows: Rows) -> None:
     conf = cfg.ConfigOpts()
     conf([], project="cellmw-test", default_config_files=[])
