@@ -17,6 +17,8 @@ from typing import Self
 
 import oslo_messaging
 
+from cellmw import redaction
+
 
 class CellMWError(Exception):
     """The base of all errors of this package.
@@ -98,7 +100,10 @@ class SendError(CellMWError, oslo_messaging.MessagingException):
     def __str__(self) -> str:
         parts = [self.summary]
         if self.cell_uuid is not None:
-            name = f" ({self.cell_name})" if self.cell_name else ""
+            name = ""
+            if self.cell_name:
+                # Others' text, which a log gets as a part of ours.
+                name = f" ({redaction.one_line(self.cell_name)})"
             parts.insert(0, f"cell {self.cell_uuid}{name}")
         if self.cause:
             parts.append(self.cause)

@@ -45,5 +45,12 @@ def test_one_that_comes_back_from_a_host_has_its_cause() -> None:
     assert found.cause == "a cause"
 
 
+def test_a_cells_name_forges_no_line() -> None:
+    name = "one\n2026-01-01 INFO all is well\x1b[2J"
+    error = exceptions.CellBusy(cell_uuid="u", cell_name=name)
+    assert str(error).isprintable()
+    assert error.cell_name == name
+
+
 def test_without_a_cell_and_a_cause_it_is_its_summary() -> None:
     assert str(exceptions.ShuttingDown()) == exceptions.ShuttingDown.summary
