@@ -43,6 +43,9 @@ def filter_factory(
     _warn_of_default(global_conf or {}, local_conf)
     paste = dict(local_conf)
     connection = paste.pop(options.PASTE_DATABASE_OPTION, None)
+    del local_conf  # this frame becomes part of a traceback
+    if isinstance(connection, str):
+        connection = redaction.Secret(connection)
     source = {
         name: value
         for name in options.PASTE_SOURCE_OPTIONS
@@ -170,13 +173,13 @@ def _transport_url(conf: cfg.ConfigOpts) -> redaction.Secret:
 
 
 def _database(conf: cfg.ConfigOpts, connection: Any) -> redaction.Secret:
-    if connection is not None and not isinstance(connection, str):
+    if connection is not None and not isinstance(connection, redaction.Secret):
         raise ConfigurationError(
             f"cellmw: paste option {options.PASTE_DATABASE_OPTION} has a bad "
             "value; accepted: a database URL, as a string"
         )
-    url = redaction.Secret(
-        connection or store.option(conf, "connection") or ""
+    url = connection or redaction.Secret(
+        store.option(conf, "connection") or ""
     )
     if not url:
         raise ConfigurationError(
@@ -187,5 +190,5 @@ def _database(conf: cfg.ConfigOpts, connection: Any) -> redaction.Secret:
     # Made and thrown away: it imports the driver, so that the first request
     # does not pay for that, and finds out what cannot work.  It connects to
     # nothing.
-    store.make_engine(conf, url.reveal())
+    store.make_engine(conf, connection)
     return url

@@ -80,10 +80,9 @@ class Runtime:
 
     def make_engine(self) -> Any:
         """The engine of the API database.  Blocks; see oslo.db."""
-        connection = self._connection
         return store.make_engine(
             self.conf,
-            connection.reveal() if connection else None,
+            self._connection,
             timeout=self.settings.lookup_timeout,
             for_reading=True,
             at_once=self.settings.lookup_concurrency,

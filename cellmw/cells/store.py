@@ -171,7 +171,7 @@ def register_options(conf: cfg.ConfigOpts) -> None:
 
 def make_engine(
     conf: cfg.ConfigOpts,
-    connection: str | None = None,
+    connection: Secret | str | None = None,
     *,
     timeout: float | None = None,
     connect_timeout: float | None = None,
@@ -207,40 +207,68 @@ def make_engine(
     where = f"option connection in [{GROUP}]"
     if connection:
         where = "paste option api_database_connection"
-    url = _url(connection or option(conf, "connection"), where)
+    # No frame of ours that an error passes through knows the URL.
+    connection = connection or option(conf, "connection") or ""
+    if isinstance(connection, str):
+        connection = Secret(connection)
+    if not connection:
+        raise ConfigurationError(
+            "cellmw: no API database is configured: set connection in "
+            f"[{GROUP}], or api_database_connection in the paste section"
+        )
     extra = option(conf, "connection_parameters")
-    if extra:
-        url = url.update_query_string(extra, append=True)
-    if timeout is not None:
-        url = _bounded(url, timeout, connect_timeout or timeout)
     arguments = {name: option(conf, name) for name in _ENGINE_OPTIONS}
     if not _is_set(conf, "max_pool_size"):
         most = max(arguments["max_pool_size"], at_once)
         arguments["max_pool_size"] = most
+    limits = None if timeout is None else (timeout, connect_timeout or timeout)
+    engine = _make_engine(
+        connection, extra, limits, sqlite_fk=enforce_foreign_keys, **arguments
+    )
+    if isinstance(engine, str):
+        raise ConfigurationError(f"cellmw: {where}: {engine}")
+    # Parameters stand in the text of errors else, URLs among them.
+    engine.hide_parameters = True
+    _log_no_errors_twice(engine)
+    _share_tls_context(engine)
+    if for_reading:
+        _commit_each_statement(engine)
+    return engine
+
+
+def _make_engine(
+    connection: Secret,
+    extra: str,
+    limits: tuple[float, float] | None,
+    **arguments: Any,
+) -> sa.Engine | str:
+    """The engine, or why there is none."""
+    try:
+        url = sa.make_url(connection.reveal())
+        if extra:
+            url = url.update_query_string(extra, append=True)
+    except (sa.exc.ArgumentError, ValueError):
+        return (
+            "it is no database URL; accepted: one as SQLAlchemy takes it, "
+            "such as mysql+pymysql://user:password@host/nova_api"
+        )
+    if limits is not None:
+        url = _bounded(url, *limits)
     try:
         engine: sa.Engine = engines.create_engine(
             url,
             max_retries=0,
             # Yields to other green threads; ours are native.
             thread_checkin=False,
-            sqlite_fk=enforce_foreign_keys,
             **arguments,
         )
-    except ImportError as error:
-        reason = f"Python package {error.name} is not installed"
-    except sa.exc.NoSuchModuleError:
-        reason = "SQLAlchemy knows no such kind of database, or driver"
-    except (sa.exc.ArgumentError, ValueError, TypeError):
-        reason = "an option in its query has a bad value"
-    else:
-        # Parameters stand in the text of errors else, URLs among them.
-        engine.hide_parameters = True
-        _log_no_errors_twice(engine)
-        _share_tls_context(engine)
-        if for_reading:
-            _commit_each_statement(engine)
         return engine
-    raise ConfigurationError(f"cellmw: {where}: {reason}")
+    except ImportError as error:
+        return f"Python package {error.name} is not installed"
+    except sa.exc.NoSuchModuleError:
+        return "SQLAlchemy knows no such kind of database, or driver"
+    except (sa.exc.ArgumentError, ValueError, TypeError):
+        return "an option in its query has a bad value"
 
 
 def _commit_each_statement(engine: sa.Engine) -> None:
@@ -340,22 +368,6 @@ def _accepted(name: str) -> str:
 
 
 _TYPES = {known.name: known.type for known in oslo_db_options.database_opts}
-
-
-def _url(text: str | None, where: str) -> sa.URL:
-    if not text:
-        raise ConfigurationError(
-            "cellmw: no API database is configured: set connection in "
-            f"[{GROUP}], or api_database_connection in the paste section"
-        )
-    try:
-        return sa.make_url(text)
-    except (sa.exc.ArgumentError, ValueError):
-        pass
-    raise ConfigurationError(
-        f"cellmw: {where}: it is no database URL; accepted: one as SQLAlchemy "
-        "takes it, such as mysql+pymysql://user:password@host/nova_api"
-    )
 
 
 # Seconds.  PyMySQL takes a year at most; PostgreSQL as many milliseconds as a

@@ -617,14 +617,38 @@ def test_without_an_api_database_it_says_where_to_configure_one(
 )
 @pytest.mark.parametrize("where", ["paste", "file"])
 def test_a_database_url_that_cannot_be_used_stops_the_load(
-    where: str, url: str, problem: Callable[..., str], tmp_path: Path
+    where: str, url: str, load: Load, tmp_path: Path
 ) -> None:
-    if where == "paste":
-        message = problem(f"api_database_connection = {url}")
-    else:
+    name = "paste option api_database_connection: "
+    section = f"api_database_connection = {url}"
+    if where == "file":
+        name = "option connection in [api_database]: "
         file = write(tmp_path / "service.conf", database_section(url))
-        message = problem(f"oslo_config_file = {file}")
-    assert "connection in [api_database]" in message
+        section = f"oslo_config_file = {file}"
+    with pytest.raises(ConfigurationError) as caught:
+        load(section)
+    assert checked(caught.value).startswith(f"cellmw: {name}")
+    assert_our_frames_know_no_secret(caught.value)
+
+
+def assert_our_frames_know_no_secret(error: ConfigurationError) -> None:
+    ours = [
+        (frame, line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if frame.f_globals["__name__"].startswith("cellmw.")
+    ]
+    shown = traceback.StackSummary.extract(iter(ours), capture_locals=True)
+    assert shown
+    assert SECRET not in "".join(shown.format())
+
+
+def test_a_load_that_another_option_stops_has_no_frame_with_the_database(
+    load: Load,
+) -> None:
+    url = f"mysql+pymysql://u:{SECRET}@h/d"
+    with pytest.raises(ConfigurationError) as caught:
+        load(f"api_database_connection = {url}\nsend_timeout = 0")
+    assert_our_frames_know_no_secret(caught.value)
 
 
 @pytest.mark.parametrize(
