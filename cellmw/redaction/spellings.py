@@ -69,7 +69,8 @@ def in_base64(user: str, password: str) -> set[str]:
                 for message in _handshakes(_bytes(name), data)
             )
     found |= {form.translate(_url_safe) for form in found}
-    found |= {quote(form, "") for form in found}
+    # Some leave a slash as it is.
+    found |= {quote(form, safe) for form in found for safe in ("", "/")}
     return {form for form in found if len(form) >= MIN_LENGTH}
 
 
