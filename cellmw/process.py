@@ -124,6 +124,7 @@ class Process:
                 self.closer.watch,
                 self._close_here,
                 self.guards.sweep,
+                _keep_scrubbing,
                 runtime.tell_watchers,
             ),
             interval=_interval(settings),
@@ -273,6 +274,11 @@ class _CellSecrets:
 def _drop_all(held: dict[str, tuple[CellMapping, redaction.Hold]]) -> None:
     while held:
         held.popitem()[1][1].drop()
+
+
+def _keep_scrubbing() -> None:
+    # Another library may have put a log record factory in place of ours.
+    redaction.KNOWN.on_hold()
 
 
 def _interval(settings: Settings) -> float:

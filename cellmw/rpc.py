@@ -102,12 +102,14 @@ def init(
 ) -> None:
     """Set up the default transport, from ``[DEFAULT] transport_url``.
 
-    Opens no connection.  Called once, when the service starts, before or
+    Opens no connection; from here on log records are scrubbed, as they are
+    where a filter is loaded.  Called once, when the service starts, before or
     after a fork.  A second call replaces the transport and closes the first.
 
     :param allowed_remote_exmods: modules whose exceptions may come back
     """
     oslo.prepare(conf)
+    redaction.install()
     _default.set_up(conf, list(allowed_remote_exmods))
 
 

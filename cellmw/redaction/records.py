@@ -20,16 +20,7 @@ from __future__ import annotations
 import functools
 import logging
 import sys
-from collections.abc import (
-    Callable,
-    Iterable,
-    Mapping,
-    MappingView,
-    Sequence,
-)
-from collections.abc import (
-    Set as AbstractSet,
-)
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from cellmw.redaction import urls
@@ -43,11 +34,13 @@ _Factory = Callable[..., logging.LogRecord]
 
 # Their texts hold digits, and no more.
 _NUMBERS = frozenset({int, float, bool, complex, type(None), Secret})
-_DEEPEST = 6
+_DEEPEST = 4
 _CONTAINERS = (dict, list, tuple, set)
-# Besides containers of Python's own: what a formatter opens that writes JSON,
-# a configuration for example, and can be gone through more than once.
-_OPENED = (Mapping, MappingView, Sequence, AbstractSet)
+# What else a formatter opens that writes JSON (oslo.serialization's
+# to_primitive), a configuration for example.  Not so here: to go through it
+# may take for ever, or ask a database.
+_OPENS = ("__iter__", "items", "iteritems", "to_dict")
+_CLOSED = (str, bytes, bytearray, type, BaseException)
 
 _made_by_logging = vars(logging.LogRecord("", 0, "", 0, "", (), None)).keys()
 _standard = _made_by_logging | {"message", "asctime", "taskName"}
@@ -65,6 +58,7 @@ def install() -> None:
 
 
 def _ensure() -> None:
+    """Put ours back in front of a factory that another library has set."""
     current = logging.getLogRecordFactory()
     if not isinstance(current, _Scrubbing):
         logging.setLogRecordFactory(_Scrubbing(current))
@@ -142,6 +136,10 @@ def _clean_message(record: logging.LogRecord, tidy: _Tidy) -> None:
         # The handler will say so, and show both.
         record.msg = _clean(record.msg, tidy)
         record.args = _clean_args(record.args, tidy)
+        if sys.exc_info()[1] is not None:
+            # And the exception that is being handled with it.
+            record.msg = f"{record.msg!r} with arguments {record.args!r}"
+            record.args = ()
         return
     if tidy(text) == text and _is_clean(record, text, tidy):
         return
@@ -215,23 +213,33 @@ def _clean_container(value: Any, tidy: _Tidy, depth: int) -> Any:
         copy = _clean_members(value, tidy, depth)
         if type(value) in _CONTAINERS or copy is value:
             return copy
-    elif not _is_opened(value) or not _holds_secrets(value, tidy, depth):
+    elif _is_opened(value):
+        return _Shown(value, tidy)
+    else:
         return value
     return tidy(_show(str, value) or urls.HIDDEN)
 
 
+class _Shown:
+    """Looks like an object, and cannot be opened."""
+
+    __slots__ = ("_as_repr", "_as_str")
+
+    def __init__(self, value: object, tidy: _Tidy) -> None:
+        self._as_str = tidy(_show(str, value) or urls.HIDDEN)
+        self._as_repr = tidy(_show(repr, value) or urls.HIDDEN)
+
+    def __str__(self) -> str:
+        return self._as_str
+
+    def __repr__(self) -> str:
+        return self._as_repr
+
+
 def _is_opened(value: object) -> bool:
-    return isinstance(value, _OPENED) and not isinstance(value, (str, bytes))
-
-
-def _holds_secrets(value: Any, tidy: _Tidy, depth: int) -> bool:
-    members = value.items() if isinstance(value, Mapping) else value
-    try:
-        return any(
-            _clean(member, tidy, depth) is not member for member in members
-        )
-    except Exception:
-        return True
+    return not isinstance(value, _CLOSED) and any(
+        hasattr(type(value), name) for name in _OPENS
+    )
 
 
 def _clean_parsed_url(value: Any, tidy: _Tidy) -> Any:

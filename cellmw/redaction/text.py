@@ -26,11 +26,8 @@ _closing = ").,;:]>'\"`"
 # decoded once too often a piece of that, too short to be known.
 _PARSE_ERRORS = ("Port could not be cast", "characters under NFKC")
 _LITERAL = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
-_parse_error = re.compile(
-    rf"(?<=integer value as ){_LITERAL}"
-    r"|(?<=netloc )'.*'(?= contains invalid)",
-    re.DOTALL,
-)
+_parse_error = re.compile(rf"(?<=integer value as ){_LITERAL}")
+_NETLOC, _INVALID = "netloc '", "' contains invalid"
 # What int() quotes: of a URL where our own errors tell why it is no good, of
 # anything elsewhere.
 _int_error = re.compile(rf"(?<=with base 10: ){_LITERAL}")
@@ -103,7 +100,7 @@ def _scrub(text: str) -> str:
         if "://" in clean:
             clean = _hide_in_links(clean)
         if _is_of_parser(clean):
-            clean = _parse_error.sub(urls.HIDDEN, clean)
+            clean = _hide_what_is_parsed(clean)
         if clean == text:
             return text
         text = clean
@@ -113,6 +110,16 @@ def _scrub(text: str) -> str:
 
 def _is_of_parser(text: str) -> bool:
     return _PARSE_ERRORS[0] in text or _PARSE_ERRORS[1] in text
+
+
+def _hide_what_is_parsed(text: str) -> str:
+    text = _parse_error.sub(urls.HIDDEN, text)
+    end = text.rfind(_INVALID)
+    start = text.find(_NETLOC, 0, max(0, end))
+    if start < 0:
+        return text
+    head = text[: start + len(_NETLOC) - 1]
+    return f"{head}{urls.HIDDEN}{text[end + 1 :]}"
 
 
 def _hide_in_links(text: str) -> str:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import collections
+import collections.abc
 import copy
 import datetime
 import io
@@ -619,18 +620,67 @@ def test_what_json_opens_of_an_argument_is_hidden(
     assert "nova_api" not in log.text or "***@db/nova_api" in log.text
 
 
-def test_containers_without_a_secret_stay_what_they_are(log: _List) -> None:
+class Endless(collections.abc.Sequence[int]):
+    """What must not be gone through."""
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, index: Any) -> Any:
+        raise AssertionError("nobody has asked for that")
+
+
+def test_what_is_not_pythons_own_container_is_not_gone_through(
+    log: _List,
+) -> None:
     odd = [
         collections.deque(["a"]),
         types.MappingProxyType({"a": 1}),
         {"a": 1}.keys(),
-        range(3),
-        b"ab",
+        range(2**63),
+        iter(["a"]),
+        Endless(),
     ]
-    logging.getLogger("nova").warning("%s %s %s %s %s", *odd)
-    (record,) = log.records
-    assert isinstance(record.args, tuple)
-    assert all(a is b for a, b in zip(record.args, odd, strict=True))
+    for one in (*odd, odd):
+        logging.getLogger("nova").warning("%s and %r", one, one)
+        assert log.records[-1].getMessage() == f"{one!s} and {one!r}"
+    assert next(odd[4]) == "a"  # type: ignore[call-overload]  # the iterator
+
+
+def test_what_holds_itself_many_times_ends(log: _List) -> None:
+    many: list[object] = []
+    many.extend([many] * 20)
+    logging.getLogger("nova").warning("%s", many)
+    assert log.records[-1].getMessage() == str(many)
+
+
+def test_what_only_json_shows_of_an_object_is_hidden(log: _List) -> None:
+    class Hidden:
+        def __repr__(self) -> str:
+            return "<hidden>"
+
+        def to_dict(self) -> dict[str, str]:
+            return {"password": PASSWORD}
+
+    log.setFormatter(formatters.JSONFormatter())
+    log.alone()
+    logging.getLogger("nova").warning("%s", Hidden())
+    assert "<hidden>" in log.text
+    assert PASSWORD not in log.text
+
+
+def test_a_handler_that_cannot_format_shows_no_exception(
+    log: _List, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It prints the one that is being handled as well, unscrubbed."""
+    log.alone()
+    try:
+        raise RuntimeError(PASSWORD)
+    except RuntimeError:
+        logging.getLogger("nova").warning("count %d", "x")
+        logging.getLogger("nova").exception("count %d", "x")
+    assert PASSWORD not in log.text + capsys.readouterr().err
+    assert log.text.count("'count %d' with arguments ('x',)") == 2
 
 
 def test_a_record_that_is_filled_in_later_is_not_withheld(

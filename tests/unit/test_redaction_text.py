@@ -351,6 +351,7 @@ def test_what_is_shown_is_the_same_in_json() -> None:
         "\xa0a://b" * 100_000,
         "a" * 1_000_000 + " AGd1ZXN0AGd1ZXN0",
         "AGd1ZXN0AGd1ZXN0" * 60_000,
+        "characters under NFKC " + "netloc '" * 125_000,
     ],
 )
 def test_a_hostile_text_ends(told: str, secrets: Secrets) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import os
 import sys
 import threading
@@ -26,7 +27,7 @@ from cellmw.cells.mapping import CellMapping
 from cellmw.forks import keep_for_ever
 from cellmw.janitor import Janitor
 from cellmw.process import Process
-from cellmw.redaction import KNOWN, Secret, scrub
+from cellmw.redaction import KNOWN, Secret, install, scrub
 from cellmw.runtime import Registry, Runtime
 from cellmw.transports import oslo
 from cellmw.transports.handle import Handle
@@ -244,12 +245,33 @@ def test_the_cells_passwords_are_known_as_long_as_they_are_used(
     _until(lambda: gc.collect() >= 0 and len(KNOWN) <= before)
 
 
+def test_a_factory_that_another_library_sets_is_stood_in_front_of(
+    make: Callable[..., Runtime],
+) -> None:
+    before = logging.getLogRecordFactory()
+    install()
+    try:
+        made = make(transport_idle_timeout=0.1)
+        with handle_of(made) as handle:
+            cast(handle)  # which starts the janitor
+            logging.setLogRecordFactory(logging.LogRecord)
+            _until(
+                lambda: logging.getLogRecordFactory() is not logging.LogRecord
+            )
+            found = logging.getLogRecordFactory()
+            record = found("nova", 20, "", 1, PASSWORD, (), None)
+            assert PASSWORD not in record.getMessage()
+    finally:
+        logging.setLogRecordFactory(before)
+        KNOWN.on_hold = bool
+
+
 def test_what_the_configuration_says_by_then_is_known(
     make: Callable[..., Runtime],
 ) -> None:
     """It can be read again between the load and the first request."""
     made = make()
-    password = "new-pass-not-for-logs"
+    password = "another-one-by-now"
     url = f"cellmw-memory://u:{password}@default/"
     made.conf.set_override("transport_url", url)
     assert password in scrub(password)
