@@ -381,7 +381,9 @@ def test_a_mapping_that_cannot_be_used_refuses_and_says_why(
     cell = api_database.add_cell(url, name="broken-cell")
     instance = api_database.add_instance(cell)
     errors: list[exceptions.SendError] = []
-    context = service().context_for(
+    # With nothing for a template but a scheme.
+    conf = stack.configuration(transport_url="rabbit://")
+    context = service(conf=conf).context_for(
         f"/servers/{instance}",
         lambda context: errors.extend(refusals(context)),
     )

@@ -79,11 +79,12 @@ def test_a_broker_through_a_proxy(
     with connected(vhost.url_via(proxy.address)) as connection:
         publish(connection, "a")
         assert proxy.open == 1
+        # Nobody has waited for the broker to have it.
+        stack.eventually(lambda: vhost.queues() == {"a": 1})
         proxy.cut()
         with pytest.raises(connection.connection_errors):
             connection.drain_events(timeout=5)
-    # Nobody has waited for the broker to have it.
-    stack.eventually(lambda: vhost.queues() == {"a": 1})
+    assert vhost.queues() == {"a": 1}
 
 
 def test_a_private_broker_can_be_broken_and_healed(
