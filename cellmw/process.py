@@ -140,6 +140,14 @@ class Process:
         """The state of the calling process: another one after a fork."""
         return self._runtime.process()
 
+    def cell(self, cell_uuid: str) -> Cell:
+        """What is known of a cell.  May block for ``lookup_timeout``.
+
+        :raises CellNotFound: there is no such mapping
+        :raises LookupFailed: the API database could not be asked
+        """
+        return self.directory.cell(cell_uuid)
+
     def borrower(self, cell: Cell) -> Borrower:
         """A borrower of this cell's transports."""
         self._janitor.start()

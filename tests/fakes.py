@@ -24,6 +24,7 @@ from typing import Any, Self, TypeVar
 
 import oslo_messaging
 from oslo_config import cfg
+from oslo_messaging.transport import RPCTransport
 
 from cellmw import redaction
 from cellmw.cells.mapping import Cell, Generation
@@ -378,6 +379,9 @@ class Stack(Rig):
     def here(self) -> Stack:
         return self
 
+    def cell(self, cell_uuid: str) -> Cell:
+        return self.cells[cell_uuid]
+
     def borrower(self, of: Cell) -> Borrower:
         return Borrower(self.pool, lambda: self.cells[of.uuid])
 
@@ -412,7 +416,7 @@ def message(method: str = "ping") -> dict[str, Any]:
 
 
 def send(
-    handle: Handle,
+    handle: RPCTransport,
     *,
     ctxt: dict[str, Any] | None = None,
     method: str = "ping",
@@ -423,11 +427,11 @@ def send(
     return handle._send(target, ctxt or {}, message(method), **options)
 
 
-def cast(handle: Handle, **options: Any) -> Any:
+def cast(handle: RPCTransport, **options: Any) -> Any:
     return send(handle, wait_for_reply=False, **options)
 
 
-def call(handle: Handle, **options: Any) -> Any:
+def call(handle: RPCTransport, **options: Any) -> Any:
     return send(handle, **{"wait_for_reply": True, "timeout": 5, **options})
 
 

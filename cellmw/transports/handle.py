@@ -1,18 +1,22 @@
 # Licensed under the Apache License, Version 2.0; see the file LICENSE.
-"""``mq_connection``: what a request has of its cell.
+"""``mq_connection``: the transports that applications send through.
 
-A :class:`Handle` is made for each request that names an instance, and costs
-little, for most of them send nothing.  The first message makes it a
+A :class:`Handle` belongs to one request.  It costs little, because most
+requests send nothing.  Its first message makes a
 :class:`~cellmw.transports.delivery.Borrower`, which leases a transport; the
-end of the response ends both.  After that the handle refuses, and holds
-nothing of this package any more.
+end of the response ends both.  After that the handle refuses to send, and
+holds nothing of this package any more.
+
+A :class:`CellTransport` belongs to one cell and to no request.  Each of its
+messages leases a transport of its own.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self
 
 import oslo_messaging
 from oslo_config import cfg
@@ -38,6 +42,9 @@ class Process(Protocol):
     def here(self) -> Process:
         """The state of the calling process: another one after a fork."""
 
+    def cell(self, cell_uuid: str) -> Cell:
+        """What is known of a cell.  May block for the API database."""
+
     def borrower(self, cell: Cell) -> Borrower:
         """A borrower of this cell's transports."""
 
@@ -48,7 +55,45 @@ class Process(Protocol):
         """End a request's hold in another thread.  Takes no lock."""
 
 
-class Handle(RPCTransport):
+class _SendOnly(RPCTransport):
+    """A transport that sends RPC messages and does nothing else.
+
+    Copies are the transport itself, equality is identity, and it cannot be
+    pickled.
+    """
+
+    __slots__ = ()
+
+    @property
+    def _driver(self) -> NoReturn:
+        raise self._error(exceptions.SendOnly)
+
+    def _error(self, kind: type[exceptions.SendError]) -> exceptions.SendError:
+        """An error that names this transport's cell."""
+        raise NotImplementedError
+
+    def cleanup(self) -> None:
+        """Do nothing: the transport behind it belongs to the pool."""
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise self._error(exceptions.SendOnly)
+
+    _send_notification = _refuse
+    _listen = _refuse
+    _listen_for_notifications = _refuse
+    _require_driver_features = _refuse
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("mq_connection belongs to its process: no pickling")
+
+
+class Handle(_SendOnly):
     """The request's own transport for its cell.
 
     Any oslo.messaging RPC client takes it.  It opens nothing before the
@@ -82,10 +127,6 @@ class Handle(RPCTransport):
         if process is None:
             raise self._released()
         return process.conf
-
-    @property
-    def _driver(self) -> NoReturn:
-        raise self._send_only()
 
     def release(self) -> None:
         """End the request's hold.  Does not block; again does nothing.
@@ -152,6 +193,9 @@ class Handle(RPCTransport):
             )
         cell = self._cell
         process, borrower = self._borrow()
+        if cell.generation is None:
+            # Refuses, unless the mapping has been mended meanwhile.
+            borrower.current_generation()
         if wait_for_reply and timeout is None:
             timeout = process.conf.rpc_response_timeout
         return process.courier.send(
@@ -209,41 +253,62 @@ class Handle(RPCTransport):
     def _released(self) -> exceptions.SendError:
         return self._error(exceptions.TransportReleased)
 
-    def _send_only(self) -> exceptions.SendError:
-        return self._error(exceptions.SendOnly)
-
     def _error(self, kind: type[exceptions.SendError]) -> exceptions.SendError:
         cell = self._cell
         return kind(cell_uuid=cell.uuid or None, cell_name=cell.name)
-
-    def cleanup(self) -> None:
-        """Do nothing: the transport behind it belongs to the pool."""
-
-    def _send_notification(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise self._send_only()
-
-    def _listen(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise self._send_only()
-
-    def _listen_for_notifications(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise self._send_only()
-
-    def _require_driver_features(self, requeue: bool = False) -> NoReturn:
-        raise self._send_only()
 
     def __repr__(self) -> str:
         state = "released" if self._process is None else "live"
         cell = f"cell {self._cell.uuid}" if self._cell.uuid else "no cell"
         return f"<mq_connection of {cell}, {state}>"
 
-    def __copy__(self) -> Handle:
-        return self
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Handle:
-        return self
+class CellTransport(_SendOnly):
+    """A transport of one cell that belongs to no request.
 
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError("mq_connection belongs to its request: no pickling")
+    Each message passes the cell's guard and leases the transport of the
+    connection information that is current at that moment, so that a change
+    of the mapping holds without a restart.  Nothing is held between two
+    messages.  Thread-safe, and may be used on both sides of a fork.
+
+    :param here: gives the state of the calling process
+    :param cell_uuid: of the cell that the messages are for
+    """
+
+    __slots__ = ("_cell_uuid", "_here")
+
+    def __init__(self, here: Callable[[], Process], cell_uuid: str) -> None:
+        # The base class's constructor wants a driver.
+        self._here = here
+        self._cell_uuid = cell_uuid
+
+    @property
+    def conf(self) -> cfg.ConfigOpts:
+        """The configuration that transports are made with."""
+        return self._here().conf
+
+    def _send(self, *args: Any, **kwargs: Any) -> Any:
+        """Send one message to the cell; as :meth:`Handle._send`.
+
+        :raises CellNotFound: the cell's mapping is gone
+        :raises LookupFailed: the API database could not be asked
+        """
+        process = self._here()
+        handle = Handle(process, process.cell(self._cell_uuid))
+        try:
+            return handle._send(*args, **kwargs)
+        finally:
+            handle.release()
+
+    def _error(self, kind: type[exceptions.SendError]) -> exceptions.SendError:
+        return kind(cell_uuid=self._cell_uuid)
+
+    @property
+    def _runtime_id(self) -> int:
+        return self._here().runtime_id
+
+    def __repr__(self) -> str:
+        return f"<mq_connection of cell {self._cell_uuid}, of no request>"
 
 
 def _end(borrower: Borrower, process: Process, *, soon: bool) -> None:
@@ -259,4 +324,6 @@ def _end(borrower: Borrower, process: Process, *, soon: bool) -> None:
 
 def runtime_id_of(transport: object) -> int | None:
     """Which runtime made this ``mq_connection``, where one did."""
-    return transport._runtime_id if isinstance(transport, Handle) else None
+    if not isinstance(transport, Handle | CellTransport):
+        return None
+    return transport._runtime_id

@@ -193,7 +193,12 @@ def test_where_the_cell_is_not_known_it_refuses(stack: Stack) -> None:
 def test_after_the_end_it_refuses(stack: Stack) -> None:
     with stack.handle() as handle:
         cast(handle)
-    for use in (cast, call, lambda handle: handle.conf):
+    uses: tuple[Callable[[Handle], object], ...] = (
+        cast,
+        call,
+        lambda handle: handle.conf,
+    )
+    for use in uses:
         with pytest.raises(exceptions.TransportReleased) as caught:
             use(handle)
         assert caught.value.cell_uuid == cell_uuid(1)
