@@ -282,6 +282,11 @@ class MemoryMessage(base.RpcIncomingMessage):
         self._consumer = consumer
         self._delivery = delivery
 
+    @property
+    def is_call(self) -> bool:
+        """Whether the sender waits for a reply."""
+        return self._reply_queue is not None
+
     def reply(self, reply: Any = None, failure: Any = None) -> None:
         """Answer a call; does nothing for a cast.
 

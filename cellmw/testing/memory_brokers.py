@@ -180,6 +180,8 @@ class Broker:
         self._hanging = False
         self._losing_confirms = False
         self._holding_closing = False
+        self._met: set[str] = set()
+        self._catch_all: Consumer | None = None
         self._transports_closed = 0
         self._connections_opened = 0
         self._connections_closed = 0
@@ -232,6 +234,14 @@ class Broker:
         """
         with self._lock:
             return frozenset(self._clients)
+
+    def faults_met(self) -> frozenset[str]:
+        """The faults that some sender has run into, by their methods' names.
+
+        Counted since the broker was made; :meth:`heal` does not reset it.
+        """
+        with self._lock:
+            return frozenset(self._met)
 
     # To break
 
@@ -314,6 +324,7 @@ class Broker:
             client._check_open()
             if not (self._refusing or self._hanging):
                 return
+            self._met.add("refuse" if self._refusing else "hang")
             if self._refusing and retry is not None and retry >= 0:
                 raise failure(
                     f"memory broker {self.address} refuses the connection"
@@ -323,6 +334,7 @@ class Broker:
     def _open_connection(self, client: Client, retry: int | None) -> None:
         self._wait_for_broker(client, retry, kombu.exceptions.OperationalError)
         if self._credentials not in (None, client.credentials):
+            self._met.add("require_credentials")
             raise amqp.exceptions.AccessRefused(
                 "ACCESS_REFUSED - the memory broker requires other"
                 " credentials",
@@ -354,6 +366,10 @@ class Broker:
         queues = self._bindings.get((exchange, key), ())
         for queue in queues:
             queue.push(Delivery(body, queue, expires_at))
+        if not queues and self._catch_all is not None:
+            unbound = _Queue(key)
+            self._catch_all.take(Delivery(body, unbound, expires_at))
+            return True
         self._dropped += not queues
         return bool(queues)
 
@@ -421,6 +437,7 @@ class Client:
                 broker._declare(queue, exchange, key)
             routed = broker._publish(exchange, key, body, ttl)
             if broker._losing_confirms:
+                broker._met.add("lose_confirms")
                 if retry == 0:
                     raise failure(
                         f"memory broker {broker.address} did not confirm"
@@ -511,6 +528,18 @@ class Client:
                 own.add(consumer, now)
             return consumer
 
+    def consume_unbound(self) -> Consumer:
+        """A consumer of every message that no queue is bound for.
+
+        A broker has one at most; a second one takes the place of the first.
+        """
+        broker = self.broker
+        with broker._lock:
+            broker._open_connection(self, None)
+            consumer = broker._catch_all = Consumer(broker, auto_ack=True)
+            broker._consumers.add(consumer)
+            return consumer
+
     def close(self) -> None:
         """Close the connections of sending and calling.
 
@@ -526,6 +555,7 @@ class Client:
             if self._reply_queue is not None:
                 broker._reply_queues.pop(self._reply_queue)(None)
             while broker._holding_closing:
+                broker._met.add("hold_closing")
                 broker._changed.wait()
             broker._connections_closed += self._sends
             broker._connections_closed += self._reply_queue is not None
@@ -591,6 +621,8 @@ class Consumer:
             if self._own_queue is not None:
                 self._broker._delete(self._own_queue)
             self._broker._consumers.discard(self)
+            if self._broker._catch_all is self:
+                self._broker._catch_all = None
             self._arrived.notify_all()
 
     def close(self) -> None:

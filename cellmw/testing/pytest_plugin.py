@@ -5,16 +5,18 @@ In a ``conftest.py``::
 
     pytest_plugins = ["cellmw.testing.pytest_plugin"]
 
-and ``pytest.mark.usefixtures("cellmw_no_leaks")`` where they are wanted.
+Then a test takes ``cellmw_site``, or is marked with
+``pytest.mark.usefixtures("cellmw_no_leaks")``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from cellmw.testing import fixtures
+from cellmw.testing import fixtures, site
 
 
 @pytest.fixture
@@ -37,3 +39,14 @@ def cellmw_no_leaks(
     """Fail a test that leaves a lease or a transport behind."""
     with fixtures.no_leaks(within=cellmw_leaks_end_within):
         yield
+
+
+@pytest.fixture
+def cellmw_site(cellmw_no_leaks: None, tmp_path: Path) -> Iterator[site.Site]:
+    """Two cells with a recording host each, and a service in front of them.
+
+    Fails a test whose messages reached another cell, that left a lease or a
+    transport behind, or that set a fault which no message met.
+    """
+    with site.open_site(tmp_path) as opened:
+        yield opened

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-import yaml  # type: ignore[import-untyped]  # it has no types
+import yaml
 from oslo_config import cfg
 
 from cellmw.cells.changes import Changes
