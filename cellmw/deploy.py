@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from oslo_config import cfg
 
 from cellmw import options, redaction, runtime
-from cellmw.cells import store
+from cellmw.cells import databases, store
 from cellmw.exceptions import ConfigurationError
 from cellmw.middleware import CellMW
 from cellmw.transports import oslo
@@ -67,6 +67,8 @@ def filter_factory(
     settings = options.load(conf, paste)
     oslo.prepare(conf)
     store.register_options(conf)
+    if settings.db_connection:
+        databases.prepare(conf)
     database = _database(conf, connection)
     # The same source may say something else by now.
     key = (settings, identity, database, _transport_url(conf))

@@ -140,6 +140,12 @@ class CellMisconfigured(SendError):
     summary = "not delivered, the cell mapping cannot be used"
 
 
+class DatabaseMisconfigured(CellMisconfigured):
+    """The mapping's ``database_connection`` cannot be used."""
+
+    summary = "the database_connection of the cell mapping cannot be used"
+
+
 class CellHasNoQueue(SendError):
     """The instance is in cell0, which has no message queue.
 

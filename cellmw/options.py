@@ -237,6 +237,14 @@ OPTS: list[cfg.Opt] = [
         help="Seconds before one trial message is let through to a cell "
         "that is taken as down.",
     ),
+    cfg.BoolOpt(
+        "db_connection",
+        default=False,
+        help="Also set db_connection on the context: oslo.db's transaction "
+        "context manager for the database of the request's cell, made with "
+        "the options in [database]. None where the cell mapping names no "
+        "database.",
+    ),
     cfg.IntOpt(
         "healthcheck_max_cells_down",
         default=0,
@@ -285,6 +293,7 @@ class Settings:
     max_sends_per_cell: int
     breaker_failures: int
     breaker_reset_after: float
+    db_connection: bool
     healthcheck_max_cells_down: int
 
 

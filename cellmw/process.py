@@ -21,6 +21,7 @@ from oslo_config import cfg
 
 from cellmw import exceptions, redaction
 from cellmw.cells import mapping, store
+from cellmw.cells.databases import Databases
 from cellmw.cells.directory import Directory
 from cellmw.cells.mapping import Cell, CellMapping
 from cellmw.janitor import Janitor
@@ -46,6 +47,12 @@ class Runtime(Protocol):
 
     def make_engine(self) -> Any:
         """The engine of the API database."""
+
+    def make_database(self, url: redaction.Secret) -> Any:
+        """Make the context manager of a cell's database."""
+
+    def base_database(self) -> redaction.Secret | None:
+        """What templates of ``database_connection`` are filled in over."""
 
     def process(self) -> Process:
         """The state of the calling process."""
@@ -91,11 +98,13 @@ class Process:
         self._secrets = _CellSecrets()
         base = base_url(runtime.conf)
         self._base_url = redaction.Secret(base) if base else None
+        self._base_database = runtime.base_database()
         # The configuration may have been read again since the filter was
         # loaded.
-        base_known = redaction.KNOWN.hold(self._base_url)
+        base_known = redaction.KNOWN.hold(self._base_url, self._base_database)
         weakref.finalize(self, base_known.drop).atexit = False
         self._known_drivers = runtime.known_drivers
+        self.databases = Databases(runtime.make_database, self.workers)
         self.store = store.Store(runtime.make_engine)
         self.directory = Directory(
             self.store,
@@ -203,8 +212,11 @@ class Process:
         return now
 
     def _expand(self, row: CellMapping) -> Cell:
-        base = self._base_url.reveal() if self._base_url else None
-        cell = mapping.expand(row, base, self._known_drivers)
+        base, database = (
+            secret.reveal() if secret else None
+            for secret in (self._base_url, self._base_database)
+        )
+        cell = mapping.expand(row, base, self._known_drivers, database)
         self._secrets.hold(row, cell)
         return cell
 
@@ -212,6 +224,7 @@ class Process:
         self.pool.keep_only(
             {uuid: cell.generation for uuid, cell in cells.items()}
         )
+        self.databases.keep_only(cells)
         self.guards.keep_only(cells)
         self._secrets.keep_only(cells)
 
@@ -239,6 +252,7 @@ class Process:
         self._janitor.stop()
         self._end_abandoned()
         self.directory.close()
+        self.databases.close(max(0.5, deadline - time.monotonic()))
         self.store.close()
         self.workers.close()
         if leased or hanging:
@@ -263,6 +277,8 @@ class _CellSecrets:
         if old is not None and old[0] == row:
             return
         urls = [row.transport_url, row.database_connection]
+        if isinstance(cell.database, redaction.Secret):
+            urls.append(cell.database)
         if cell.generation is not None:
             # Still used while it drains, when the row is gone or another.
             drained = redaction.KNOWN.hold(cell.generation.url)

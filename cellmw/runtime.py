@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 from oslo_config import cfg
 
 from cellmw import redaction
-from cellmw.cells import store
+from cellmw.cells import databases, store
 from cellmw.forks import keep_for_ever
 from cellmw.options import Settings
 from cellmw.process import Process
@@ -88,6 +88,16 @@ class Runtime:
             at_once=self.settings.lookup_concurrency,
         )
 
+    def make_database(self, url: redaction.Secret) -> Any:
+        """Make the context manager of a cell's database; see databases."""
+        return databases.make(self.conf, url)
+
+    def base_database(self) -> redaction.Secret | None:
+        """What templates of ``database_connection`` are filled in over."""
+        if not self.settings.db_connection:
+            return None
+        return _secret(store.option(self.conf, "connection", databases.GROUP))
+
     def process(self) -> Process:
         """The state of the calling process, made on first use."""
         process = self.current
@@ -127,6 +137,8 @@ class Runtime:
         """
         for runtime in list(cls._all):
             inherited, runtime.current = runtime.current, None
+            if inherited is not None:
+                inherited.databases.leave_to_parent()
             runtime._processes = {}
             keep_for_ever(inherited)
 

@@ -18,6 +18,7 @@ from cellmw.redaction import Secret
 
 CELL0_UUID = "00000000-0000-0000-0000-000000000000"
 NO_QUEUE_SCHEME = "none"
+DATABASE_OPTION = "[database] connection"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,12 +93,15 @@ class Cell:
 
     :ivar generation: what to send with; None: nothing can be sent
     :ivar refusal: the error class and the reason where nothing can be sent
+    :ivar database: URL of the cell's own database; a ``str``: why that URL
+        cannot be used; None: the mapping names no database
     """
 
     uuid: str
     name: str | None
     generation: Generation | None = None
     refusal: tuple[type[exceptions.SendError], str] | None = None
+    database: Secret | str | None = None
 
     def refuse(self, retry_after: float | None = None) -> exceptions.SendError:
         """The error that says why nothing can be sent."""
@@ -116,6 +120,7 @@ def expand(
     mapping: CellMapping,
     base_url: str | None,
     known_drivers: frozenset[str],
+    base_database: str | None = None,
 ) -> Cell:
     """What requests for this cell get.  Pure; raises nothing.
 
@@ -123,27 +128,46 @@ def expand(
         whose parts a template is filled in
     :param known_drivers: names in the entry point group
         ``oslo.messaging.drivers``
+    :param base_database: the service's own ``[database] connection``, which
+        serves templates of ``database_connection`` the same way
     :returns: a cell with a generation, or with a refusal whose reason holds
         no part of any URL
     """
+    generation, refusal = _queue_of(mapping, base_url, known_drivers)
+    database = _database_of(mapping, base_database)
+    return Cell(mapping.uuid, mapping.name, generation, refusal, database)
+
+
+def _queue_of(
+    mapping: CellMapping,
+    base_url: str | None,
+    known_drivers: frozenset[str],
+) -> tuple[Generation | None, tuple[type[exceptions.SendError], str] | None]:
+    """The generation, or the refusal."""
+    no_queue = (None, (exceptions.CellHasNoQueue, ""))
     url = mapping.transport_url.reveal() if mapping.transport_url else ""
     if mapping.uuid == CELL0_UUID or urls.scheme_of(url) == NO_QUEUE_SCHEME:
-        return _refused(mapping, exceptions.CellHasNoQueue, "")
+        return no_queue
     try:
         filled = urls.fill_in(url, base_url)
         if urls.scheme_of(filled) == NO_QUEUE_SCHEME:
-            return _refused(mapping, exceptions.CellHasNoQueue, "")
+            return no_queue
         urls.check(filled, known_drivers)
     except urls.UnusableURL as error:
         reason = error.reason if url else "it is empty"
-        return _refused(
-            mapping, exceptions.CellMisconfigured, f"transport_url: {reason}"
-        )
-    generation = Generation.of(mapping.uuid, Secret(filled))
-    return Cell(mapping.uuid, mapping.name, generation)
+        cause = f"transport_url: {reason}"
+        return None, (exceptions.CellMisconfigured, cause)
+    return Generation.of(mapping.uuid, Secret(filled)), None
 
 
-def _refused(
-    mapping: CellMapping, error: type[exceptions.SendError], reason: str
-) -> Cell:
-    return Cell(mapping.uuid, mapping.name, refusal=(error, reason))
+def _database_of(
+    mapping: CellMapping, base_database: str | None
+) -> Secret | str | None:
+    url = mapping.database_connection
+    if not url:
+        return None
+    try:
+        filled = urls.fill_in(url.reveal(), base_database, DATABASE_OPTION)
+    except urls.UnusableURL as error:
+        return error.reason
+    return Secret(filled)

@@ -155,8 +155,8 @@ def _secret(value: str | None) -> Secret | None:
     return None if value is None else Secret(value)
 
 
-def register_options(conf: cfg.ConfigOpts) -> None:
-    """Register oslo.db's options as ``[api_database]``.
+def register_options(conf: cfg.ConfigOpts, group: str = GROUP) -> None:
+    """Register oslo.db's options, as ``[api_database]`` or another group.
 
     Those that the service has registered there itself are left as they are.
     """
@@ -164,7 +164,7 @@ def register_options(conf: cfg.ConfigOpts) -> None:
     # deprecated in one of them.
     for option in copy.deepcopy(oslo_db_options.database_opts):
         try:
-            conf.register_opt(option, group=GROUP)
+            conf.register_opt(option, group=group)
         except cfg.DuplicateOptError:
             continue
 
@@ -217,7 +217,7 @@ def make_engine(
             f"[{GROUP}], or api_database_connection in the paste section"
         )
     extra = option(conf, "connection_parameters")
-    arguments = {name: option(conf, name) for name in _ENGINE_OPTIONS}
+    arguments = {name: option(conf, name) for name in ENGINE_OPTIONS}
     if not _is_set(conf, "max_pool_size"):
         most = max(arguments["max_pool_size"], at_once)
         arguments["max_pool_size"] = most
@@ -271,6 +271,15 @@ def _make_engine(
         return "an option in its query has a bad value"
 
 
+def problem_of(url: Secret) -> str:
+    """Why no engine can be made for a database URL; empty where one can.
+
+    Imports the driver.  Shows no part of the URL.
+    """
+    made = _make_engine(url, "", None, connection_debug=-1)
+    return made if isinstance(made, str) else ""
+
+
 def _commit_each_statement(engine: sa.Engine) -> None:
     # SQLite is left alone: there oslo.db begins transactions itself, and
     # nothing travels.
@@ -320,7 +329,7 @@ def _share_tls_context(engine: sa.Engine) -> None:
         return Connection(*cargs, **cparams)
 
 
-_ENGINE_OPTIONS = (
+ENGINE_OPTIONS = (
     "connection_debug",
     "connection_recycle_time",
     "connection_trace",
@@ -333,18 +342,18 @@ _ENGINE_OPTIONS = (
 )
 
 
-def option(conf: cfg.ConfigOpts, name: str) -> Any:
-    """The value of an option in ``[api_database]``.
+def option(conf: cfg.ConfigOpts, name: str, group: str = GROUP) -> Any:
+    """The value of an option in ``[api_database]``, or another group.
 
     :raises ConfigurationError: it has a bad one, which is not shown
     """
     try:
-        return conf[GROUP][name]
+        return conf[group][name]
     except (cfg.Error, ValueError):
         # Its text quotes the value.
         pass
     raise ConfigurationError(
-        f"option {name} in [{GROUP}] has a bad value; "
+        f"option {name} in [{group}] has a bad value; "
         f"accepted: {_accepted(name)}"
     )
 

@@ -130,17 +130,22 @@ def _addresses(broker: Broker) -> frozenset[tuple[str, int]]:
     )
 
 
-def fill_in(url: str, base_url: str | None) -> str:
+def fill_in(url: str, base_url: str | None, base_option: str = _BASE) -> str:
     """Fill in a template; a URL without braces comes back as it is.
 
-    :param base_url: the service's own transport URL
+    :param base_url: the service's own URL
+    :param base_option: the option that holds it; reasons name it
     :raises UnusableURL: it cannot be filled in, or not with what was meant
     """
     if not is_template(url):
         return url
-    if not base_url:
-        raise UnusableURL(f"it is a template, and {_BASE} is not set")
-    return _Filling(_values(base_url)).fill_in(url)
+    try:
+        if not base_url:
+            raise UnusableURL(f"it is a template, and {_BASE} is not set")
+        return _Filling(_values(base_url)).fill_in(url)
+    except UnusableURL as error:
+        reason = error.reason.replace(_BASE, base_option)
+    raise UnusableURL(reason)
 
 
 def _parts(url: str) -> urlparse.ParseResult:

@@ -13,6 +13,7 @@ from cellmw.redaction.known import KNOWN, Hold, Secrets
 from cellmw.redaction.records import install
 from cellmw.redaction.secret import Secret
 from cellmw.redaction.text import describe, one_line, scrub
+from cellmw.redaction.tracebacks import strip_frames
 from cellmw.redaction.urls import redact_url
 
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     "one_line",
     "redact_url",
     "scrub",
+    "strip_frames",
 ]

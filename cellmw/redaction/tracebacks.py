@@ -67,6 +67,24 @@ def bare_traceback(
     return copy
 
 
+def strip_frames(error: BaseException) -> None:
+    """Take the variables out of the tracebacks of an exception's chain.
+
+    The exceptions themselves stay what they are.
+    """
+    waiting: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while waiting and len(seen) < _MOST_ERRORS:
+        one = waiting.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        _set(one, "__traceback__", bare_traceback(one.__traceback__))
+        waiting += [one.__cause__, one.__context__]
+        if isinstance(one, BaseExceptionGroup):
+            waiting += one.exceptions
+
+
 class _Copies:
     """The copies of the exceptions of one chain, each made once."""
 

@@ -410,6 +410,7 @@ def test_each_option_may_be_set_in_both_places(
         "max_sends_per_cell": ("12", 12),
         "breaker_failures": ("0", 0),
         "breaker_reset_after": ("13", 13),
+        "db_connection": ("yes", True),
         "healthcheck_max_cells_down": ("14", 14),
     }
     assert values.keys() == {opt.name for opt in options.OPTS}
@@ -471,7 +472,8 @@ def test_what_changes_after_the_load_changes_nothing(
         ("SEND_TIMEOUT", "send_timeout"),
         ("api_database_conection", "api_database_connection"),
         ("oslo_config_projekt", "oslo_config_project"),
-        ("connection", "api_database_connection"),
+        ("connection", "db_connection"),
+        ("database_connection", "api_database_connection"),
     ],
 )
 def test_an_unknown_option_names_the_nearest_known_one(
@@ -517,6 +519,7 @@ BAD_VALUES = {
     "max_sends_per_cell": (SECRET, "whole number, 1 or more"),
     "breaker_failures": (SECRET, "whole number, 0 or more"),
     "breaker_reset_after": (SECRET, "seconds, 0 or more"),
+    "db_connection": (SECRET, "true or false"),
     "healthcheck_max_cells_down": (SECRET, "whole number, 0 or more"),
 }
 

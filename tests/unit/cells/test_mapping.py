@@ -130,6 +130,44 @@ def test_expanding_raises_nothing_and_tells_nothing(
         assert "Z" not in str(found.refuse())
 
 
+@pytest.mark.parametrize("transport_url", ["rabbit://h/v", "none:///", "zmq"])
+@pytest.mark.parametrize(
+    "database, base, expected",
+    [
+        (None, None, None),
+        ("", "mysql://u:p@h/d", None),
+        ("mysql://u:p@h/d", None, Secret("mysql://u:p@h/d")),
+        (
+            "{scheme}://{username}:{password}@h2/{path}_1?{query}",
+            "mysql+pymysql://u:Zp@h/nova?charset=utf8",
+            Secret("mysql+pymysql://u:Zp@h2/nova_1?charset=utf8"),
+        ),
+        (
+            "{scheme}://h/d",
+            None,
+            "it is a template, and [database] connection is not set",
+        ),
+        (
+            "mysql://{username}@h/d",
+            "sqlite:///x",
+            "[database] connection has nothing for {username}",
+        ),
+    ],
+)
+def test_a_cell_has_its_database_whatever_its_queue_is(
+    transport_url: str,
+    database: str | None,
+    base: str | None,
+    expected: Secret | str | None,
+) -> None:
+    row = CellMapping(
+        uuid=UUID,
+        transport_url=Secret(transport_url),
+        database_connection=None if database is None else Secret(database),
+    )
+    assert expand(row, None, KNOWN, base).database == expected
+
+
 def test_the_same_cell_and_url_are_the_same_generation() -> None:
     one = Generation.of(UUID, Secret("rabbit://u:p@h/v"))
     same = Generation.of(UUID, Secret("rabbit://u:p@h/v"))
