@@ -341,7 +341,7 @@ def _from_paste(opt: cfg.Opt, given: Any) -> Any:
             problem = _reason(opt, error)
     raise ConfigurationError(
         f"cellmw: paste option {opt.name} has a bad value{problem}; "
-        f"accepted: {accepted(opt)}"
+        f"accepted: {accepted(opt.type)}"
     )
 
 
@@ -374,7 +374,7 @@ def _from_conf(conf: cfg.ConfigOpts, opt: cfg.Opt) -> Any:
         problem = _reason(opt, error)
     raise ConfigurationError(
         f"cellmw: option {opt.name} in [{GROUP}] has a bad value{problem}; "
-        f"accepted: {accepted(opt)}"
+        f"accepted: {accepted(opt.type)}"
     )
 
 
@@ -390,9 +390,8 @@ def _reason(opt: cfg.Opt, error: Exception) -> str:
     return ""
 
 
-def accepted(opt: cfg.Opt) -> str:
-    """What values an option takes, in words."""
-    kind = opt.type
+def accepted(kind: types.ConfigType) -> str:
+    """What values an option of this type takes, in words."""
     if isinstance(kind, _Patterns):
         return (
             "regular expressions, one a line, each with a group "
@@ -404,14 +403,22 @@ def accepted(opt: cfg.Opt) -> str:
         bound = "above 0" if kind.above_zero else "0 or more"
         most = int(threading.TIMEOUT_MAX)
         return f"a number of seconds, {bound}, at most {most}"
-    if isinstance(kind, types.Integer):
-        return f"a whole number, {kind.min} or more"
+    if isinstance(kind, types.Number):
+        return _accepted_number(kind)
     if isinstance(kind, types.Boolean):
         return "true or false"
     if isinstance(kind, types.List):
         return "module names, separated by commas"
     assert isinstance(kind, types.String)
-    return " or ".join(kind.choices or ())
+    return " or ".join(kind.choices or ()) or "a string"
+
+
+def _accepted_number(kind: types.Number) -> str:
+    what = "a whole number" if isinstance(kind, types.Integer) else "a number"
+    if kind.min is None:
+        return what if kind.max is None else f"{what}, at most {kind.max}"
+    bound = "or more" if kind.max is None else f"to {kind.max}"
+    return f"{what}, {kind.min} {bound}"
 
 
 def _unknown(name: str) -> str:

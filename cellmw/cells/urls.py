@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import ipaddress
 import re
 import string
 from collections.abc import Iterator, Mapping
@@ -34,6 +35,10 @@ _NO_SCHEME = "it does not begin with the name of a driver and '://'"
 _HOST = "a host or port in it is malformed"
 _PORT_RANGE = "a port in it is not between 0 and 65535"
 _DRIVER = "no oslo.messaging driver of its name is installed"
+_BARE_IPV6 = (
+    "an IPv6 address in it has no brackets; write [ADDRESS] or [ADDRESS]:PORT"
+)
+_LONG_VHOST = "its virtual host is longer than 255 bytes"
 _IPV6 = "an IPv6 address is filled in without brackets; write [{hostname}]"
 
 _scheme = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):").match
@@ -88,6 +93,8 @@ def broker_of(url: str) -> Broker:
     parts = _parts(url)
     try:
         hosts = tuple(_hosts(parts.netloc))
+    except UnusableURL:
+        raise
     except ValueError:
         raise UnusableURL(_HOST) from None
     for _, port in hosts:
@@ -95,6 +102,8 @@ def broker_of(url: str) -> Broker:
             raise UnusableURL(_PORT_RANGE)
     path = parts.path
     virtual_host = urlparse.unquote(path[1:]) if path[:1] == "/" else None
+    if len((virtual_host or "").encode("utf-8", "surrogatepass")) > 255:
+        raise UnusableURL(_LONG_VHOST)
     return Broker(parts.scheme.partition("+")[0], hosts, virtual_host)
 
 
@@ -161,7 +170,35 @@ def _parts(url: str) -> urlparse.ParseResult:
 def _hosts(netloc: str) -> Iterator[tuple[str | None, int | None]]:
     for part in netloc.split(","):
         if part:
-            yield netutils.parse_host_port(part.rpartition("@")[2])
+            address = part.rpartition("@")[2]
+            if _lacks_brackets(address):
+                raise UnusableURL(_BARE_IPV6)
+            host, port = netutils.parse_host_port(address)
+            # The resolver refuses what this refuses, in each attempt.
+            (host or "").encode("idna")
+            yield host, port
+
+
+def _lacks_brackets(address: str) -> bool:
+    """Whether this is an IPv6 address that runs into a port.
+
+    oslo.messaging takes an address without brackets for one without a port.
+    It connects to it, so an address that cannot end in a port is accepted.
+    """
+    host, _, port = address.rpartition(":")
+    if address.startswith("[") or ":" not in host:
+        return False
+    if not _is_ipv6(address):
+        return True
+    return len(port) > 3 and port.isdecimal() and _is_ipv6(host)
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -185,6 +185,8 @@ def _connect(transport: oslo_messaging.RPCTransport) -> Finding:
         transport._send(target, {}, {"method": "check", "args": {}}, retry=0)
     except _Connected:
         return Finding("reachable", "", good=True)
+    except exceptions.CellMisconfigured as error:
+        return Finding("misconfigured", error.cause, good=False)
     except Exception as error:
         return Finding(_UNREACHABLE, redaction.describe(error), good=False)
     return Finding("reachable", "", good=True)

@@ -27,8 +27,9 @@ from oslo_config import cfg
 from oslo_messaging._drivers import amqpdriver, base, common, impl_rabbit
 from oslo_messaging.transport import RPCTransport
 
-from cellmw import exceptions, redaction
+from cellmw import exceptions
 from cellmw.cells.mapping import Generation
+from cellmw.transports import url_options
 
 # How long the broker keeps the reply queue of a transport that was made for
 # one request.  oslo.messaging's default of 1800 s, meant for reconnecting,
@@ -136,6 +137,10 @@ class OsloTransports:
             url = oslo_messaging.TransportURL.parse(
                 self._conf, generation.url.reveal()
             )
+        except (oslo_messaging.InvalidTransportURL, ValueError):
+            # The message of either may quote a part of it.
+            return "its URL cannot be parsed"
+        try:
             if one_request and _is_rabbit(url.transport):
                 url.query.setdefault(
                     "rabbit_transient_queues_ttl", str(ONE_REQUEST_QUEUE_TTL)
@@ -145,17 +150,27 @@ class OsloTransports:
                 url,
                 allowed_remote_exmods=self._allowed_remote_exmods,
             )
-            _bound_connecting(transport)
-            return transport
-        except (oslo_messaging.InvalidTransportURL, ValueError):
-            # The message of either may quote a part of it.
-            return "its URL cannot be parsed"
-        except oslo_messaging.DriverLoadFailure:
-            return "its URL names a driver that cannot be loaded"
-        except (cfg.NoSuchOptError, cfg.NoSuchGroupError):
-            return "the query part of its URL names an unknown option"
+            reason = ""
+            if _bound_connecting(transport):
+                reason = url_options.rabbit_problem(
+                    transport._driver.conf[url_options.RABBIT], url.query
+                )
+            return reason or transport
         except Exception as error:
-            return redaction.describe(error)
+            return self._why_not(url, error)
+
+    def _why_not(
+        self, url: oslo_messaging.TransportURL, error: Exception
+    ) -> str:
+        """Why no transport could be made.
+
+        The error itself may quote a part of the URL.
+        """
+        return (
+            url_options.missing_package(url.transport)
+            or url_options.refusal(self._conf, url)
+            or f"its driver cannot be used ({type(error).__name__})"
+        )
 
 
 def _is_rabbit(scheme: str) -> bool:
@@ -179,26 +194,50 @@ class _Connection(impl_rabbit.Connection):
         retry: int | None = None,
     ) -> None:
         tries_left = max(0, len(url.hosts) - 1)
-        problem = ""
         try:
             super().__init__(conf, url, purpose, retry=tries_left)
-        except ValueError as error:
-            if isinstance(error, OSError):
-                raise  # a certificate that is not trusted is one, too
-            # What parses the URL again here quotes what it stumbles over,
-            # which may be a piece of a password.
-            problem = type(error).__name__
-        if problem:
-            raise exceptions.CellMisconfigured(
-                f"its URL cannot be used to connect ({problem})"
+            return
+        except Exception as error:
+            # A certificate file may have gone since the transport was made.
+            reason = url_options.rabbit_problem(
+                conf[url_options.RABBIT], url.query
             )
+            if not reason and _tells_of_broker(error):
+                raise
+            no_thread = isinstance(error, RuntimeError) and (
+                "start new thread" in str(error)
+            )
+            # The error's text may quote a piece of a password.
+            name = type(error).__name__
+        if no_thread:
+            raise exceptions.CellBusy("no thread can be started for it")
+        raise exceptions.CellMisconfigured(
+            reason or f"its URL cannot be used to connect ({name})"
+        )
 
 
-def _bound_connecting(transport: RPCTransport) -> None:
-    """Let a transport's connections be opened with a bound."""
+def _tells_of_broker(error: Exception) -> bool:
+    """Whether the broker or the network made an attempt to connect fail.
+
+    Everything else stems from the URL or the configuration.
+    """
+    if isinstance(error, amqp.exceptions.FrameSyntaxError):
+        # Raised here as well, for what does not fit into a frame; the
+        # broker's names the method.
+        return error.method_sig is not None
+    return isinstance(error, (*_UNREACHABLE, MemoryError))
+
+
+def _bound_connecting(transport: RPCTransport) -> bool:
+    """Let a transport's connections be opened with a bound.
+
+    :returns: whether its driver is RabbitMQ's
+    """
     pool: Any = getattr(transport._driver, "_connection_pool", None)
     if getattr(pool, "connection_cls", None) is impl_rabbit.Connection:
         pool.connection_cls = _Connection
+        return True
+    return False
 
 
 class Verdict(enum.Enum):

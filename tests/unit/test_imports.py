@@ -34,7 +34,12 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"cellmw.cells.changes", "cellmw.cells.databases"}),
     frozenset({"cellmw.cells.migrations.*"}),
     # What is open.
-    frozenset({"cellmw.transports", "cellmw.transports.closer"}),
+    frozenset(
+        {
+            *("cellmw.transports", "cellmw.transports.closer"),
+            "cellmw.transports.url_options",
+        }
+    ),
     frozenset({"cellmw.transports.oslo", "cellmw.transports.guard"}),
     frozenset({"cellmw.transports.pool"}),
     frozenset({"cellmw.transports.delivery"}),

@@ -511,7 +511,8 @@ def test_a_reply_queue_of_one_request_does_not_stay(
         (f"rabbit://u:{PASSWORD}@[h/", "cannot be parsed"),
         (f"unheard-of://u:{PASSWORD}@h/", "driver"),
         (f"rabbit://u:{PASSWORD}@h/?unheard_of=1", "query"),
-        (f"rabbit://u:{PASSWORD}@h/?rpc_conn_pool_size=1", "driver"),
+        (f"rabbit://u:{PASSWORD}@h/?heartbeat_rate={PASSWORD}", "number"),
+        (f"kafka://u:{PASSWORD}@h/", "pip install 'oslo.messaging[kafka]'"),
     ],
 )
 def test_a_url_that_cannot_be_used_is_not_shown(
