@@ -2,7 +2,8 @@
 """A TCP proxy on 127.0.0.1 whose connections a test can disturb.
 
 It stands between the code under test and a real server, and can pass, cut,
-refuse, swallow in either direction, and delay; it counts what went through.
+refuse, swallow in either direction, delay and trickle; it counts what went
+through.
 :class:`Proxy` owns its sockets and threads: :meth:`Proxy.close` ends them all.
 """
 
@@ -44,6 +45,7 @@ class Proxy:
         self._threads: list[threading.Thread] = []
         self._swallowed: frozenset[Direction] = frozenset()
         self._delay = 0.0
+        self._trickle = 0.0
         self._closed = threading.Event()
         self._accepted = 0
         self._bytes: dict[Direction, int] = dict.fromkeys(BOTH, 0)
@@ -85,12 +87,15 @@ class Proxy:
         with self._lock:
             return self._bytes[direction]
 
-    def cut(self) -> None:
-        """Reset all connections; new ones are accepted as before."""
+    def cut(self, *, reset: bool = True) -> None:
+        """End all connections; new ones are accepted as before.
+
+        :param reset: with a reset, or in good order
+        """
         with self._lock:
             links = list(self._links)
         for link in links:
-            link.close(reset=True)
+            link.close(reset=reset)
 
     def refuse(self, *, cut: bool = True) -> None:
         """Refuse new connections; reset the open ones too unless told not to.
@@ -116,6 +121,10 @@ class Proxy:
         """Hold back each piece of data for a time, in both directions."""
         self._delay = seconds
 
+    def trickle(self, seconds: float) -> None:
+        """Pass one byte at a time to the client, each after a pause."""
+        self._trickle = seconds
+
     def restore(self) -> None:
         """Accept and pass everything again.
 
@@ -123,7 +132,7 @@ class Proxy:
         may be of no use any more.
         """
         self._swallowed = frozenset()
-        self._delay = 0.0
+        self._delay = self._trickle = 0.0
         with self._lock:
             if self._listener is not None or self._closed.is_set():
                 return
@@ -208,9 +217,11 @@ class Proxy:
                     self._closed.wait(self._delay)
                 if direction in self._swallowed:
                     continue
-                # First: who has got it finds it counted.
+                # Counted first: whoever has received it finds it counted.
                 with self._lock:
                     self._bytes[direction] += len(data)
+                if direction == "to_client":
+                    data = self._send_slowly(target, data)
                 target.sendall(data)
             # A deaf proxy does not tell that a side has gone, either.
             if direction not in self._swallowed:
@@ -222,6 +233,14 @@ class Proxy:
                 link.close()
                 with self._lock:
                     self._links.discard(link)
+
+    def _send_slowly(self, target: socket.socket, data: bytes) -> bytes:
+        """Send single bytes while told to; gives what is left."""
+        while data and self._trickle and not self._closed.is_set():
+            target.sendall(data[:1])
+            data = data[1:]
+            self._closed.wait(self._trickle)
+        return data
 
 
 class _Link:

@@ -45,6 +45,7 @@ from urllib import parse
 
 import pytest
 import sqlalchemy
+import trustme
 from sqlalchemy import engine
 
 RABBIT = os.environ.get(
@@ -350,6 +351,8 @@ class PrivateBroker(Broker):
     ourselves.  Starting takes about six seconds.
 
     :ivar folder: where its files are
+    :ivar tls_port: where it listens for TLS
+    :ivar authority: the certificate that TLS clients trust, in PEM
     """
 
     def __init__(self, scripts: Path, epmd: str) -> None:
@@ -363,6 +366,8 @@ class PrivateBroker(Broker):
         self._mapper: subprocess.Popen[bytes] | None = None
         self._paused = self._alarmed = False
         self.folder = Path(tempfile.mkdtemp(prefix="cellmw-broker-"))
+        self.tls_port = free_port()
+        self.authority = self.folder / "authority.pem"
         self._account = _account()
         self._environment = self._settle()
 
@@ -372,9 +377,19 @@ class PrivateBroker(Broker):
         cookie = folder / ".erlang.cookie"
         cookie.write_text(secrets.token_hex(16), "ascii")
         cookie.chmod(0o400)
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(str(self.authority))
+        certificate = authority.issue_cert(self.host)
+        identity = folder / "identity.pem"
+        certificate.private_key_and_cert_chain_pem.write_to_path(str(identity))
         config = folder / "rabbitmq.conf"
         config.write_text(
             f"listeners.tcp.local = 127.0.0.1:{self.port}\n"
+            f"listeners.ssl.local = 127.0.0.1:{self.tls_port}\n"
+            f"ssl_options.cacertfile = {self.authority}\n"
+            f"ssl_options.certfile = {identity}\n"
+            f"ssl_options.keyfile = {identity}\n"
+            "ssl_options.verify = verify_none\n"
             "log.file = broker.log\n"
             "log.console = false\n",
             "ascii",
@@ -415,6 +430,20 @@ class PrivateBroker(Broker):
                 "extra_groups": [],
             }
         return command
+
+    def over_tls(self, url: str, address: str | None = None) -> str:
+        """A vhost's transport URL over TLS.
+
+        :param url: one without a query
+        :param address: ``host:port`` of a proxy before the TLS port
+        """
+        parts = parse.urlsplit(url)
+        login, _, _ = parts.netloc.rpartition("@")
+        address = address or f"{self.host}:{self.tls_port}"
+        query = parse.urlencode({"ssl": 1, "ssl_ca_file": self.authority})
+        return parts._replace(
+            netloc=f"{login}@{address}", query=query
+        ).geturl()
 
     @property
     def node(self) -> str:

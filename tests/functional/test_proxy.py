@@ -93,6 +93,30 @@ def test_cutting_ends_open_connections_only(proxy: Proxy) -> None:
         assert exchange(end, b"3") == b"3"
 
 
+def test_a_cut_in_good_order_is_an_end_of_stream(proxy: Proxy) -> None:
+    with connect(proxy) as end:
+        assert exchange(end, b"1") == b"1"
+        proxy.cut(reset=False)
+        assert end.recv(10) == b""
+    with connect(proxy) as end:
+        assert exchange(end, b"2") == b"2"
+
+
+def test_trickling_passes_single_bytes_until_restored(proxy: Proxy) -> None:
+    with connect(proxy) as end:
+        assert exchange(end, b"1") == b"1"
+        # So long that a second byte cannot come by itself.
+        proxy.trickle(60)
+        end.sendall(b"23")
+        assert end.recv(10) == b"2"
+        end.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            end.recv(10)
+    proxy.restore()
+    with connect(proxy) as end:
+        assert exchange(end, b"45") == b"45"
+
+
 def _raise() -> bool:
     raise ConnectionError("closed by the peer")
 

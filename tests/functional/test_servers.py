@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import Callable
 from pathlib import Path
 
@@ -119,6 +120,26 @@ def test_a_private_broker_can_be_broken_and_healed(
         with connected(vhost.url) as connection:
             publish(connection, "a")
         assert vhost.queues() == {"a": 1}
+
+
+def test_a_private_broker_speaks_tls_that_is_verified(
+    private_broker: servers.PrivateBroker,
+) -> None:
+    address = (private_broker.host, private_broker.tls_port)
+    trusting = ssl.create_default_context(cafile=private_broker.authority)
+    with (
+        socket.create_connection(address, timeout=5) as end,
+        trusting.wrap_socket(end, server_hostname=private_broker.host) as tls,
+    ):
+        tls.sendall(b"AMQP\x00\x00\x09\x01")
+        assert tls.recv(1)
+    with (
+        socket.create_connection(address, timeout=5) as end,
+        pytest.raises(ssl.SSLCertVerificationError),
+    ):
+        ssl.create_default_context().wrap_socket(
+            end, server_hostname=private_broker.host
+        )
 
 
 def test_a_private_broker_is_removed_when_the_test_fails() -> None:
