@@ -25,8 +25,10 @@ SERVER = "host"
 class Host:
     """What is asked of the hosts."""
 
-    def reboot_instance(self, ctxt: dict[str, Any], cell: int) -> None:
-        """For casts."""
+    def reboot_instance(
+        self, ctxt: dict[str, Any], number: int, pad: str = ""
+    ) -> int:
+        return number
 
     def get_console_output(self, ctxt: dict[str, Any], cell: int) -> int:
         return cell

@@ -297,7 +297,7 @@ class Api:
         status = "202 Accepted"
         try:
             if asked["kind"][0] == "cast":
-                prepared.cast(context, "reboot_instance", cell=number)
+                prepared.cast(context, "reboot_instance", number=number)
             elif "seconds" in asked:
                 seconds = float(asked["seconds"][0])
                 prepared.call(context, "take_a_snapshot", seconds=seconds)

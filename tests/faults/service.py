@@ -71,12 +71,14 @@ class Outcome:
     :ivar call: whether it was a call; one that nobody reads in time is
         thrown away by the broker
     :ivar number: which message it was
+    :ivar began: when it was sent, by the monotonic clock
     :ivar seconds: for how long it held its thread
     :ivar error: None: it was delivered
     """
 
     number: int
     call: bool
+    began: float
     seconds: float
     result: Any
     error: Exception | None
@@ -90,6 +92,13 @@ class Outcome:
             return "delivered"
         assert isinstance(self.error, exceptions.SendError), repr(self.error)
         return "uncertain" if self.error.maybe_delivered else "not delivered"
+
+    @property
+    def verdict(self) -> str:
+        """The kind, but ``no reply`` for a call that waited in vain."""
+        if isinstance(self.error, oslo_messaging.MessagingTimeout):
+            return "no reply"
+        return self.kind
 
 
 class Service:
@@ -162,6 +171,7 @@ class Service:
         timeout: float = 0.5,
         times: int = 1,
         between: Callable[[], object] = lambda: None,
+        **arguments: Any,
     ) -> list[Outcome]:
         """Send messages in one request; those that fail do not end it."""
         outcomes: list[Outcome] = []
@@ -170,7 +180,11 @@ class Service:
             for count in range(times):
                 if count:
                     between()
-                outcomes.append(self._send(context, kind, client, timeout))
+                prepared = client(context).prepare(
+                    server=HOST, timeout=timeout
+                )
+                method = getattr(prepared, kind)
+                outcomes.append(self._send(context, method, arguments))
 
         response = self.request(cell, handler)
         assert response.status_int == 200
@@ -184,28 +198,32 @@ class Service:
         client: Client = our_client,
         *,
         timeout: float = 0.5,
+        **arguments: Any,
     ) -> Outcome:
         """Send one message in a request of its own."""
-        (outcome,) = self.send(cell, kind, client, timeout=timeout)
+        (outcome,) = self.send(
+            cell, kind, client, timeout=timeout, **arguments
+        )
         return outcome
 
     def _send(
-        self, context: Any, kind: str, client: Client, timeout: float
+        self, context: Any, method: Callable[..., Any], arguments: Any
     ) -> Outcome:
         number = self.next_number()
-        prepared = client(context).prepare(server=HOST, timeout=timeout)
-        method = getattr(prepared, kind)
         error = result = None
-        started = time.monotonic()
+        began = time.monotonic()
         try:
-            result = method(context, "reboot_instance", number=number)
+            result = method(
+                context, "reboot_instance", number=number, **arguments
+            )
         except (
             exceptions.CellMWError,
             oslo_messaging.MessagingException,
         ) as caught:
             error = caught
-        seconds = time.monotonic() - started
-        return Outcome(number, kind == "call", seconds, result, error)
+        seconds = time.monotonic() - began
+        call = method.__name__ == "call"
+        return Outcome(number, call, began, seconds, result, error)
 
     def next_number(self) -> int:
         with self._lock:
