@@ -15,9 +15,14 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", r"\s*Eventlet is deprecated")
     importlib.import_module("oslo_messaging")
 
-from cellmw.cells.mapping import CellMapping
+from cellmw.cells.mapping import CellMapping, KnownCell
+
+# The function hides the package of this name as an attribute: in here, and
+# only here, "from cellmw import cells" gives the function.  Modules are
+# imported with "from cellmw.cells import ..." as ever.
 from cellmw.context import (
     RequestContext,
+    cells,
     forget_instance,
     refresh_cells,
     target_cell,
@@ -27,22 +32,28 @@ from cellmw.exceptions import (
     CellBusy,
     CellMisconfigured,
     CellMWError,
+    CellTimeout,
     CellUnavailable,
     ConfigurationError,
     TransportReleased,
 )
+from cellmw.scatter import scatter_gather
 
 __all__ = [
     "CellBusy",
     "CellMWError",
     "CellMapping",
     "CellMisconfigured",
+    "CellTimeout",
     "CellUnavailable",
     "ConfigurationError",
+    "KnownCell",
     "RequestContext",
     "TransportReleased",
+    "cells",
     "filter_factory",
     "forget_instance",
     "refresh_cells",
+    "scatter_gather",
     "target_cell",
 ]

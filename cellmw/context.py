@@ -15,25 +15,30 @@ from typing import Any, Protocol, TypeVar
 from oslo_context import context as oslo_context
 
 from cellmw import runtime
+from cellmw.cells.mapping import KnownCell
+from cellmw.process import Process
 from cellmw.transports.handle import Handle
 
 T = TypeVar("T")
 
 
 class RequestContext(oslo_context.RequestContext):
-    """oslo.context's, with the two attributes that this package sets.
+    """oslo.context's, with the three attributes that this package sets.
 
-    Neither of them is in :meth:`to_dict` or travels with a message; a pickle
-    is without ``mq_connection``, a copy has it.
+    None of them is in :meth:`to_dict` or travels with a message.  A copy
+    shares both connections; a pickle has neither.
 
     :ivar mq_connection: transport for the cell of the request's instance,
         or None
     :ivar cell_uuid: UUID of that cell, or None
+    :ivar db_connection: with the option ``db_connection``, oslo.db's
+        transaction context manager for that cell's database, or None
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.mq_connection: Any = None
         self.cell_uuid: str | None = None
+        self.db_connection: Any = None
         super().__init__(*args, **kwargs)
 
     @classmethod
@@ -60,17 +65,22 @@ class RequestContext(oslo_context.RequestContext):
     def __deepcopy__(self, memo: dict[int, Any]) -> RequestContext:
         new = object.__new__(type(self))
         memo[id(self)] = new
+        # It has locks and an engine, which all contexts of the cell share.
+        memo[id(self.db_connection)] = self.db_connection
         new.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return new
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "mq_connection": None}
+        connections = {"mq_connection": None, "db_connection": None}
+        return {**self.__dict__, **connections}
 
 
 class HasUUID(Protocol):
-    """A cell mapping, ours or Nova's, as far as it is looked at here."""
+    """A cell, as far as it is looked at here: ours or Nova's mapping too."""
 
-    uuid: str
+    @property
+    def uuid(self) -> str:
+        """UUID of the cell."""
 
 
 @contextlib.contextmanager
@@ -79,28 +89,56 @@ def target_cell(context: T, cell: HasUUID | str) -> Iterator[T]:
 
     For work that outlives its request, or goes to another cell than that of
     the request's instance.  The copy has a lease of its own, which ends with
-    the ``with`` block.  Asks the API database where the mappings are not
+    the ``with`` block.  With the option ``db_connection`` the copy has the
+    cell's database too.  Asks the API database where the mappings are not
     fresh, for ``lookup_timeout`` at most.  Thread-safe.
 
     :param context: any context that takes attributes; it is not changed
-    :param cell: a cell mapping, or a cell's UUID.  Of a mapping only the
-        UUID is used: where the cell's queue is, the API database says.
+    :param cell: a cell mapping, an item of :func:`cells`, a cell's UUID, or
+        its name; a text that is both is a UUID.  Of a mapping only the UUID
+        is used: the API database says where the cell's queue is.
     :raises CellNotFound: there is no such cell
+    :raises CellNameAmbiguous: several cells have this name
     :raises LookupFailed: the mappings are not known and cannot be read
     :raises LookupError: no filter has been loaded in this process, or
         several with different settings, and the context came through none
     """
-    uuid = cell if isinstance(cell, str) else cell.uuid
     process = runtime.registry().of(context).process()
-    found = process.directory.cell(uuid)
+    with target(process, context, cell) as cell_context:
+        yield cell_context
+
+
+@contextlib.contextmanager
+def target(process: Process, context: T, cell: HasUUID | str) -> Iterator[T]:
+    """:func:`target_cell` in the runtime that the caller has found."""
+    if isinstance(cell, str):
+        found = process.directory.cell(cell, or_name=True)
+    else:
+        found = process.directory.cell(cell.uuid)
     cell_context: Any = copy.copy(context)
     handle = Handle(process, found)
     try:
         cell_context.mq_connection = handle
         cell_context.cell_uuid = found.uuid
+        if process.settings.db_connection:
+            cell_context.db_connection = process.databases.of(found)
         yield cell_context
     finally:
         handle.release()
+
+
+def cells(context: Any) -> list[KnownCell]:
+    """The known cells, in the order of their ids.
+
+    Blocks only where the mappings are not fresh, for ``lookup_timeout`` at
+    most.  Thread-safe.
+
+    :param context: the request's; tells which filter's memory it is
+    :raises LookupFailed: the mappings are not known and cannot be read
+    :raises LookupError: as for :func:`target_cell`
+    """
+    process = runtime.registry().of(context).process()
+    return [KnownCell.of(row) for row in process.directory.mappings()]
 
 
 def forget_instance(context: Any, instance_uuid: str) -> None:

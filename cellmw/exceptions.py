@@ -161,6 +161,27 @@ class CellNotFound(SendError):
     summary = "not delivered, there is no such cell mapping"
 
 
+class CellNameAmbiguous(SendError):
+    """Several cells have this name; a UUID says which one is meant."""
+
+    summary = "several cells have this name, so it takes a UUID"
+
+    def __str__(self) -> str:
+        name = redaction.one_line(self.cell_name or "")
+        return f"cell {name!r}: {super().__str__()}"
+
+
+class CellTimeout(CellMWError):
+    """A cell did not answer :func:`cellmw.scatter_gather` in time.
+
+    :ivar cell: the cell, as the caller named it
+    """
+
+    def __init__(self, message: str, cell: object = None) -> None:
+        super().__init__(message)
+        self.cell = cell
+
+
 class CellNotKnown(SendError):
     """Which cell the instance is in could not be found out."""
 

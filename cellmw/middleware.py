@@ -59,6 +59,7 @@ class CellMW:
             settings.instance_path_patterns
         )
         self._pass_on_failure = settings.on_lookup_failure == "pass"
+        self._sets_database = settings.db_connection
         self._looks_left = _LOOKS_FOR_OTHER_KEY
         self._first_other_key = _Once()
         self._first_no_attributes = _Once()
@@ -84,7 +85,7 @@ class CellMW:
     ) -> Iterable[bytes]:
         """A request that names an instance."""
         try:
-            handle, cell_uuid = self._connect(environ, uuid)
+            handle, cell_uuid, database = self._connect(environ, uuid)
         except exceptions.LookupFailed as error:
             return _unavailable(error)(environ, start_response)
         context = environ.get(self._context_key)
@@ -93,8 +94,10 @@ class CellMW:
         try:
             context.mq_connection = handle
             context.cell_uuid = cell_uuid
+            if self._sets_database:
+                context.db_connection = database
         except Exception as error:
-            # One of the two may be on it already.
+            # Some of these may be on it already.
             if handle is not None:
                 handle.release()
             answer = self._no_attributes(context, error)
@@ -106,7 +109,7 @@ class CellMW:
 
     def _connect(
         self, environ: WSGIEnvironment, uuid: str
-    ) -> tuple[Handle | None, str | None]:
+    ) -> tuple[Handle | None, str | None, Any]:
         """What goes on the context of this request."""
         runtime = self._runtime
         process = runtime.current
@@ -114,17 +117,20 @@ class CellMW:
             process = runtime.process()
         identity = environ.get("HTTP_X_IDENTITY_STATUS", "Confirmed")
         if identity != "Confirmed":
-            return Handle(process, _NOT_CONFIRMED), None
+            return Handle(process, _NOT_CONFIRMED), None, None
         try:
             cell = process.directory.find(uuid, environ["REQUEST_METHOD"])
         except exceptions.LookupFailed as error:
             if not self._pass_on_failure:
                 raise
             refusal = (exceptions.CellNotKnown, error.cause)
-            return Handle(process, Cell("", None, refusal=refusal)), None
+            return Handle(process, Cell("", None, refusal=refusal)), None, None
         if cell is None:
-            return None, None
-        return Handle(process, cell), cell.uuid or None
+            return None, None, None
+        database = None
+        if self._sets_database:
+            database = process.databases.of(cell)
+        return Handle(process, cell), cell.uuid or None, database
 
     def _make_context(self, environ: WSGIEnvironment) -> RequestContext:
         if self._looks_left > 0:

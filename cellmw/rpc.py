@@ -27,7 +27,7 @@ from cellmw.forks import keep_for_ever
 from cellmw.transports import oslo
 
 # What never travels.
-_LOCAL_ATTRIBUTES = ("mq_connection", "cell_uuid")
+_LOCAL_ATTRIBUTES = ("mq_connection", "cell_uuid", "db_connection")
 
 
 class _Default:
@@ -269,7 +269,8 @@ def get_client(
     To ``context.mq_connection`` if that is not None, else to the default
     transport.  May be made at import time and kept; thread-safe.  The
     context is serialized by ``serializer``, else by its ``to_dict``, or is a
-    dict; ``mq_connection`` and ``cell_uuid`` never travel.
+    dict; ``mq_connection``, ``cell_uuid`` and ``db_connection`` never
+    travel.
 
     :param retry: taken for compatibility and not used: a message is sent at
         most once

@@ -237,13 +237,21 @@ class Directory:
                     return cell
         return self._find(instance_uuid, from_memory=True)
 
-    def cell(self, cell_uuid: str, *, timeout: float | None = None) -> Cell:
+    def cell(
+        self,
+        cell_uuid: str,
+        *,
+        timeout: float | None = None,
+        or_name: bool = False,
+    ) -> Cell:
         """A cell by its UUID.  Blocks as :meth:`find` does.
 
         :param cell_uuid: as its mapping has it; if that is in lower case, any
             case will do
         :param timeout: seconds; None: ``lookup_timeout``
+        :param or_name: whether the text may be a cell's name as well
         :raises CellNotFound: there is no such mapping
+        :raises CellNameAmbiguous: several cells have this name
         :raises LookupFailed: the database did not answer
         """
         now = self._clock()
@@ -253,10 +261,11 @@ class Directory:
                 return cell
         deadline = self._deadline(timeout)
         self._be_current(deadline)
-        cell = self._with_uuid(cell_uuid)
+        look_up = self._with_uuid_or_name if or_name else self._with_uuid
+        cell = look_up(cell_uuid)
         if cell is None and not self._is_missing(cell_uuid):
             self._read_now(deadline)
-            cell = self._with_uuid(cell_uuid)
+            cell = look_up(cell_uuid)
             if cell is None:
                 self._note_missing(cell_uuid)
         if cell is None:
@@ -264,6 +273,17 @@ class Directory:
                 cell_uuid=cell_uuid, retry_after=self.refresh_due_in()
             )
         return cell
+
+    def mappings(self) -> list[CellMapping]:
+        """The cell mappings in the order of their ids.
+
+        Blocks as :meth:`find` does.
+
+        :raises LookupFailed: they are not known, and the database did not
+            answer
+        """
+        self._be_current(self._deadline(None))
+        return list(self._rows.values())
 
     def refresh(self, *, timeout: float | None = None) -> None:
         """Read the cell mappings now.
@@ -389,6 +409,16 @@ class Directory:
     def _with_uuid(self, cell_uuid: str) -> Cell | None:
         by_uuid = self._by_uuid
         return by_uuid.get(cell_uuid) or by_uuid.get(cell_uuid.lower())
+
+    def _with_uuid_or_name(self, text: str) -> Cell | None:
+        cell = self._with_uuid(text)
+        if cell is not None or not text:
+            return cell
+        named = [cell for cell in self._by_uuid.values() if cell.name == text]
+        if len(named) > 1:
+            uuids = ", ".join(cell.uuid for cell in named)
+            raise exceptions.CellNameAmbiguous(uuids, cell_name=text)
+        return named[0] if named else None
 
     def _age(self) -> float:
         # In this order, or a reading in between looks like time going back.

@@ -43,6 +43,31 @@ class CellMapping:
                 object.__setattr__(self, field, Secret(value))
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class KnownCell:
+    """A cell as :func:`cellmw.cells` gives it, without connection strings.
+
+    :ivar disabled: whether the scheduler leaves it out; messages still reach
+        its instances
+    :ivar is_cell0: whether it is cell0, which has no message queue
+    """
+
+    uuid: str
+    name: str | None
+    disabled: bool
+    is_cell0: bool
+
+    @classmethod
+    def of(cls, mapping: CellMapping) -> KnownCell:
+        """What may be shown of a mapping."""
+        return cls(
+            uuid=mapping.uuid,
+            name=mapping.name,
+            disabled=mapping.disabled,
+            is_cell0=mapping.uuid == CELL0_UUID,
+        )
+
+
 class Generation:
     """One state of a cell's connection information.
 

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 from oslo_config import cfg
 from oslo_context import context as oslo_context
+from oslo_db.sqlalchemy import enginefacade
 
+import cellmw
 from cellmw import context as contexts
 from cellmw import exceptions, options, runtime
 from cellmw.cells import store
-from cellmw.cells.mapping import CellMapping
+from cellmw.cells.mapping import CELL0_UUID, CellMapping
 from cellmw.context import RequestContext
 from cellmw.transports import oslo
 
@@ -47,6 +49,7 @@ def test_a_new_one_names_no_cell() -> None:
     made = RequestContext(user_id="u", project_id="p", roles=["r"])
     assert made.mq_connection is None
     assert made.cell_uuid is None
+    assert made.db_connection is None
     assert made.user_id == "u"
     assert isinstance(made, oslo_context.RequestContext)
 
@@ -80,10 +83,11 @@ def connected() -> RequestContext:
     made = RequestContext(user_id="u", roles=["r"])
     made.mq_connection = Connection()
     made.cell_uuid = "the-cell"
+    made.db_connection = enginefacade.transaction_context()
     return made
 
 
-def test_neither_attribute_is_in_the_dictionary() -> None:
+def test_no_attribute_is_in_the_dictionary() -> None:
     values = connected().to_dict()
     assert values.keys() == oslo_context.RequestContext().to_dict().keys()
     assert "the-cell" not in repr(values)
@@ -95,6 +99,7 @@ def test_what_is_made_from_a_dictionary_names_no_cell() -> None:
     assert made.user_id == "u"
     assert made.mq_connection is None
     assert made.cell_uuid is None
+    assert made.db_connection is None
 
 
 @pytest.mark.parametrize("copier", [copy.copy, copy.deepcopy])
@@ -104,6 +109,7 @@ def test_a_copy_has_it(copier: Any) -> None:
     assert type(made) is RequestContext
     assert made is not first
     assert made.mq_connection is first.mq_connection
+    assert made.db_connection is first.db_connection
     assert made.cell_uuid == "the-cell"
     assert made.to_dict() == first.to_dict()
     made.mq_connection = None
@@ -132,9 +138,11 @@ def test_a_pickle_is_without_it(protocol: int) -> None:
     made = pickle.loads(pickle.dumps(first, protocol))
     assert type(made) is RequestContext
     assert made.mq_connection is None
+    assert made.db_connection is None
     assert made.to_dict() == first.to_dict()
     # Nor does pickling take it from the one that was pickled.
     assert isinstance(first.mq_connection, Connection)
+    assert first.db_connection is not None
 
 
 def test_a_subclass_of_a_service_keeps_what_it_adds() -> None:
@@ -161,6 +169,16 @@ def test_target_cell_wants_a_filter() -> None:
 
 UPPER = "AAAAAAAA-0000-4000-8000-00000000000A"
 LOWER = "bbbbbbbb-0000-4000-8000-00000000000b"
+TWIN_A, TWIN_B = (f"cccccccc-0000-4000-8000-{n:012}" for n in (1, 2))
+# The last one's name is another one's UUID.
+ROWS = (
+    (UPPER, "upper", False),
+    (LOWER, "lower", True),
+    (CELL0_UUID, None, False),
+    (TWIN_B, "twin", False),
+    (TWIN_A, "twin", False),
+    ("dddddddd-0000-4000-8000-00000000000d", LOWER, False),
+)
 
 
 @pytest.fixture
@@ -171,8 +189,8 @@ def readings(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     def cells(self: store.Store) -> list[CellMapping]:
         found.append("cells")
         return [
-            CellMapping(uuid=uuid, id=number)
-            for number, uuid in enumerate((UPPER, LOWER))
+            CellMapping(uuid=uuid, id=number, name=name, disabled=disabled)
+            for number, (uuid, name, disabled) in enumerate(ROWS)
         ]
 
     monkeypatch.setattr(store.Store, "cells", cells)
@@ -218,7 +236,7 @@ def test_target_cell_asks_no_more_for_a_cell_that_is_known(
     assert len(readings) == 1
 
 
-@pytest.mark.parametrize("uuid", ["no-such-cell", "No-Such-Cell"])
+@pytest.mark.parametrize("uuid", ["no-such-cell", "No-Such-Cell", ""])
 def test_target_cell_names_the_cell_that_is_not_there(
     uuid: str, readings: list[str]
 ) -> None:
@@ -226,3 +244,50 @@ def test_target_cell_names_the_cell_that_is_not_there(
         found_with(uuid)
     assert caught.value.cell_uuid == uuid
     assert len(readings) == 2
+
+
+def test_target_cell_takes_a_name(readings: list[str]) -> None:
+    for _ in range(3):
+        assert found_with("upper") == UPPER
+        assert found_with("lower") == LOWER
+    assert len(readings) == 1
+
+
+def test_a_text_that_is_a_uuid_and_a_name_is_a_uuid(
+    readings: list[str],
+) -> None:
+    assert found_with(LOWER) == LOWER
+
+
+def test_a_name_of_several_cells_takes_a_uuid(readings: list[str]) -> None:
+    with pytest.raises(exceptions.CellNameAmbiguous) as caught:
+        found_with("twin")
+    assert str(caught.value) == (
+        "cell 'twin': several cells have this name, so it takes a UUID: "
+        f"{TWIN_B}, {TWIN_A}"
+    )
+    assert found_with(TWIN_A) == TWIN_A
+
+
+def test_the_uuid_of_a_mapping_is_no_name(readings: list[str]) -> None:
+    with pytest.raises(exceptions.CellNotFound):
+        with contexts.target_cell(connected(), CellMapping(uuid="upper")):
+            pytest.fail("entered")
+
+
+def test_the_cells_come_in_the_order_of_their_ids(
+    readings: list[str],
+) -> None:
+    found = cellmw.cells(connected())
+    assert [(c.uuid, c.name, c.disabled) for c in found] == list(ROWS)
+    assert [c.uuid for c in found if c.is_cell0] == [CELL0_UUID]
+    assert len(readings) == 1
+    for cell in found:
+        assert hash(cell)
+        with contexts.target_cell(connected(), cell) as cell_context:
+            assert cell_context.cell_uuid == cell.uuid
+
+
+def test_asking_for_the_cells_wants_a_filter() -> None:
+    with pytest.raises(LookupError):
+        cellmw.cells(connected())

@@ -50,6 +50,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"cellmw.runtime"}),
     # One request, and what wires it all.
     frozenset({"cellmw.context"}),
+    frozenset({"cellmw.scatter"}),
     frozenset({"cellmw.middleware"}),
     frozenset({"cellmw.deploy"}),
     frozenset({"cellmw"}),
