@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import sys
 from collections.abc import Callable, Mapping
@@ -10,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from oslo_config import cfg
 
-from cellmw import options, redaction, runtime
+from cellmw import nova, options, redaction, runtime
 from cellmw.cells import databases, store
 from cellmw.exceptions import ConfigurationError
 from cellmw.middleware import CellMW
+from cellmw.observe import Observing
 from cellmw.transports import oslo
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ def filter_factory(
     *,
     oslo_config_config: cfg.ConfigOpts | None = None,
     **local_conf: Any,
-) -> Callable[[WSGIApplication], CellMW]:
+) -> Callable[[WSGIApplication], WSGIApplication]:
     """Make the filter, for Paste (``paste.filter_factory``).
 
     Opens no connection and starts no thread.  Filters with equal settings
@@ -64,11 +66,7 @@ def filter_factory(
             "a string; in an ini file use one of "
             f"{', '.join(options.PASTE_SOURCE_OPTIONS)}"
         )
-    settings = options.load(conf, paste)
-    oslo.prepare(conf)
-    store.register_options(conf)
-    if settings.db_connection:
-        databases.prepare(conf)
+    settings = _prepare(options.load(conf, paste), conf)
     database = _database(conf, connection)
     # The same source may say something else by now.
     key = (settings, identity, database, _transport_url(conf))
@@ -76,11 +74,35 @@ def filter_factory(
     found = runtime.registry().get(
         key, lambda: runtime.Runtime(settings, conf, database)
     )
+    if settings.nova_cell_cache:
+        nova.place(found.process)
 
-    def make_filter(application: WSGIApplication) -> CellMW:
+    def make_filter(application: WSGIApplication) -> WSGIApplication:
+        if settings.mode == "observe":
+            return Observing(
+                application, settings, lambda: found.process().observer
+            )
         return CellMW(application, found)
 
     return make_filter
+
+
+def _prepare(
+    settings: options.Settings, conf: cfg.ConfigOpts
+) -> options.Settings:
+    """Have ready what the settings need; gives the settings that hold."""
+    oslo.prepare(conf)
+    store.register_options(conf)
+    if settings.mode == "observe":
+        # It leaves contexts and Nova alone.
+        settings = dataclasses.replace(
+            settings, nova_cell_cache=False, db_connection=False
+        )
+    if settings.nova_cell_cache:
+        settings = nova.prepare(settings)
+    if settings.db_connection or settings.nova_cell_cache:
+        databases.prepare(conf)
+    return settings
 
 
 def _refuse_eventlet() -> None:

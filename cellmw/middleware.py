@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import webob
 from oslo_context import context as oslo_context
 
-from cellmw import exceptions, instance_path, redaction
+from cellmw import exceptions, hidden_errors, instance_path, redaction
 from cellmw import runtime as runtimes
 from cellmw.cells.mapping import Cell
 from cellmw.context import RequestContext
@@ -50,6 +50,8 @@ class CellMW:
     def __init__(
         self, application: WSGIApplication, runtime: runtimes.Runtime
     ) -> None:
+        if runtime.settings.nova_cell_cache:
+            application = hidden_errors.Revealing(application, _hidden_answer)
         self._application = application
         self._runtime = runtime
         self._registry = runtimes.registry()
@@ -246,6 +248,11 @@ def _answer_to(
     ):
         return None
     return _unavailable(error)
+
+
+def _hidden_answer(error: exceptions.CellMWError) -> webob.Response | None:
+    """The answer for an error that the application has hidden, if any."""
+    return _answer_to(error, [])
 
 
 def _wrap(

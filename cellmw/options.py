@@ -237,6 +237,28 @@ OPTS: list[cfg.Opt] = [
         help="Seconds before one trial message is let through to a cell "
         "that is taken as down.",
     ),
+    cfg.StrOpt(
+        "mode",
+        default="route",
+        choices=[
+            ("route", "give each request the queue of its instance's cell"),
+            (
+                "observe",
+                "look up, leave the request and its context alone, and "
+                "count whether the handler had the same cell on its context",
+            ),
+        ],
+        help="What the filter does with requests. With observe no request "
+        "waits for the API database, and nova_cell_cache and db_connection "
+        "have no effect.",
+    ),
+    cfg.BoolOpt(
+        "nova_cell_cache",
+        default=False,
+        help="For Nova: its handlers, which target cells themselves, also "
+        "send through this package. Loading the filter puts a mapping of "
+        "ours in the place of nova.context.CELL_CACHE.",
+    ),
     cfg.BoolOpt(
         "db_connection",
         default=False,
@@ -293,6 +315,8 @@ class Settings:
     max_sends_per_cell: int
     breaker_failures: int
     breaker_reset_after: float
+    mode: str
+    nova_cell_cache: bool
     db_connection: bool
     healthcheck_max_cells_down: int
 

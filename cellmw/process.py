@@ -25,6 +25,7 @@ from cellmw.cells.databases import Databases
 from cellmw.cells.directory import Directory
 from cellmw.cells.mapping import Cell, CellMapping
 from cellmw.janitor import Janitor
+from cellmw.observe import Observer
 from cellmw.options import Settings
 from cellmw.transports.closer import Closer
 from cellmw.transports.delivery import Borrower, Courier
@@ -119,6 +120,8 @@ class Process:
             on_refresh=self._cells_changed,
             clock=clock,
         )
+        # Does nothing before the first request of mode = observe.
+        self.observer = Observer(self.directory.find)
         self.courier = Courier(
             self.guards,
             self.workers,
@@ -251,6 +254,7 @@ class Process:
         self.closer.watch()
         self._janitor.stop()
         self._end_abandoned()
+        self.observer.close()
         self.directory.close()
         self.databases.close(max(0.5, deadline - time.monotonic()))
         self.store.close()

@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 
 from oslo_config import cfg
 
-from cellmw import redaction
+from cellmw import nova, redaction
 from cellmw.cells import databases, store
 from cellmw.forks import keep_for_ever
 from cellmw.options import Settings
@@ -90,11 +90,14 @@ class Runtime:
 
     def make_database(self, url: redaction.Secret) -> Any:
         """Make the context manager of a cell's database; see databases."""
+        if self.settings.nova_cell_cache:
+            return nova.make_database(url)
         return databases.make(self.conf, url)
 
     def base_database(self) -> redaction.Secret | None:
         """What templates of ``database_connection`` are filled in over."""
-        if not self.settings.db_connection:
+        settings = self.settings
+        if not (settings.db_connection or settings.nova_cell_cache):
             return None
         return _secret(store.option(self.conf, "connection", databases.GROUP))
 

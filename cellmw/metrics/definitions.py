@@ -116,6 +116,11 @@ class Metrics:
         self.lookup_failures = self._counter(
             "lookup_failures", "Lookups that failed."
         )
+        self.observed = self._counter(
+            "observed",
+            "Requests observed, by how their handler's cell compared.",
+            "result",
+        )
         self.question_seconds = self._histogram(
             "database_question_duration_seconds",
             "How long the API database was at a question.",

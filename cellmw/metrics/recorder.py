@@ -181,6 +181,8 @@ class Recorder:
             (metrics.lookup_failures, stats.failures),
         ):
             self._count(source, metric, value, *labels, exact=False)
+        for result, count in process.observer.counts().items():
+            self._count(source, metrics.observed, count, result)
         took = metrics.question_seconds
         self._observe(source, took, stats.durations)
 

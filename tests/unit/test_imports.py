@@ -44,6 +44,9 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"cellmw.transports.pool"}),
     frozenset({"cellmw.transports.delivery"}),
     frozenset({"cellmw.transports.handle"}),
+    # What serves an API in other ways than by its contexts.
+    frozenset({"cellmw.hidden_errors", "cellmw.observe"}),
+    frozenset({"cellmw.nova"}),
     # What the requests of a process share.
     frozenset({"cellmw.rpc"}),
     frozenset({"cellmw.process"}),

@@ -35,6 +35,8 @@ DEFAULTS: dict[str, Any] = {
     "max_sends_per_cell": 64,
     "breaker_failures": 5,
     "breaker_reset_after": 30,
+    "mode": "route",
+    "nova_cell_cache": False,
     "db_connection": False,
     "healthcheck_max_cells_down": 0,
 }
