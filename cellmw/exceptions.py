@@ -194,6 +194,20 @@ class IdentityNotConfirmed(SendError):
     summary = "not delivered, the request's identity is not confirmed"
 
 
+class AmbiguousPath(SendError):
+    """The request's path may name an instance for a reader other than us.
+
+    It matches none of ``instance_path_patterns``, but would if a router, a
+    handler or a database ignored what stands in it besides: a line break, a
+    suffix, another case.  Nothing was looked up.
+    """
+
+    summary = (
+        "not delivered, the request's path may name an instance, but not "
+        "as instance_path_patterns have it"
+    )
+
+
 class TransportReleased(SendError):
     """``mq_connection`` was used after the response had ended.
 

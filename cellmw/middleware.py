@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING, Any
 import webob
 from oslo_context import context as oslo_context
 
-from cellmw import exceptions, hidden_errors, instance_path, redaction
+from cellmw import (
+    exceptions,
+    hidden_errors,
+    instance_path,
+    lenient_path,
+    redaction,
+)
 from cellmw import runtime as runtimes
 from cellmw.cells.mapping import Cell
 from cellmw.context import RequestContext
@@ -29,6 +35,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 
 _NOT_CONFIRMED = Cell("", None, refusal=(exceptions.IdentityNotConfirmed, ""))
+_AMBIGUOUS = Cell("", None, refusal=(exceptions.AmbiguousPath, ""))
 
 # In how many requests without a context at its key another key is looked
 # for.  The pipeline does not change, so the first ones tell.
@@ -57,9 +64,10 @@ class CellMW:
         self._registry = runtimes.registry()
         settings = runtime.settings
         self._context_key = settings.context_key
-        self._find_instance = instance_path.finder(
-            settings.instance_path_patterns
-        )
+        patterns = settings.instance_path_patterns
+        self._may_hold_uuid = instance_path.quick_check(patterns)
+        self._find_instance = instance_path.finder(patterns)
+        self._is_ambiguous = lenient_path.checker(patterns)
         self._pass_on_failure = settings.on_lookup_failure == "pass"
         self._sets_database = settings.db_connection
         self._looks_left = _LOOKS_FOR_OTHER_KEY
@@ -70,9 +78,11 @@ class CellMW:
         self, environ: WSGIEnvironment, start_response: StartResponse
     ) -> Iterable[bytes]:
         """Serve one request (PEP 3333)."""
-        uuid = self._find_instance(environ.get("PATH_INFO", ""))
-        if uuid is not None:
-            return self._serve(environ, start_response, uuid)
+        path = environ.get("PATH_INFO", "")
+        if self._may_hold_uuid(path):
+            uuid = self._find_instance(path)
+            if uuid is not None or self._is_ambiguous(path):
+                return self._serve(environ, start_response, uuid)
         if environ.get(self._context_key) is None:
             self._make_context(environ)
         if self._registry.several:
@@ -83,9 +93,9 @@ class CellMW:
         self,
         environ: WSGIEnvironment,
         start_response: StartResponse,
-        uuid: str,
+        uuid: str | None,
     ) -> Iterable[bytes]:
-        """A request that names an instance."""
+        """Serve a request that names an instance, or might (None)."""
         try:
             handle, cell_uuid, database = self._connect(environ, uuid)
         except exceptions.LookupFailed as error:
@@ -110,13 +120,15 @@ class CellMW:
         return _respond(self._application, environ, start_response, handle)
 
     def _connect(
-        self, environ: WSGIEnvironment, uuid: str
+        self, environ: WSGIEnvironment, uuid: str | None
     ) -> tuple[Handle | None, str | None, Any]:
         """What goes on the context of this request."""
         runtime = self._runtime
         process = runtime.current
         if process is None or process.pid != os.getpid():
             process = runtime.process()
+        if uuid is None:
+            return Handle(process, _AMBIGUOUS), None, None
         identity = environ.get("HTTP_X_IDENTITY_STATUS", "Confirmed")
         if identity != "Confirmed":
             return Handle(process, _NOT_CONFIRMED), None, None

@@ -16,7 +16,7 @@ from urllib import parse
 import sqlalchemy as sa
 from oslo_db import exception as db_exception
 
-from cellmw import exceptions, instance_path
+from cellmw import exceptions, instance_path, lenient_path
 from cellmw.cells import urls
 from cellmw.cells.directory import SAFE_METHODS
 from cellmw.cells.mapping import CellMapping
@@ -112,6 +112,19 @@ class _Explanation:
     def steps(self, path: str) -> Iterator[_Step]:
         """Go through them."""
         uuid, pattern = self._match(path)
+        if uuid is None and self._is_ambiguous(path):
+            yield (
+                "path",
+                path,
+                "none of instance_path_patterns matches it, but another "
+                "reader could see an instance in it",
+            )
+            yield (
+                "request",
+                "mq_connection refuses to send, cell_uuid None",
+                "AmbiguousPath: the database is not asked",
+            )
+            return
         if uuid is None:
             yield ("path", path, "none of instance_path_patterns matches it")
             yield (
@@ -134,6 +147,12 @@ class _Explanation:
         cells_by_id = {cell.id: cell for cell in known}
         yield from self._mapped(uuid, cell_id, cells_by_id)
         yield self._memory(known=cell_id in cells_by_id)
+
+    def _is_ambiguous(self, path: str) -> bool:
+        patterns = self._settings.instance_path_patterns
+        return bool(
+            instance_path.quick_check(patterns)(path)
+        ) and lenient_path.checker(patterns)(path)
 
     def _match(self, path: str) -> tuple[str | None, int]:
         patterns = self._settings.instance_path_patterns

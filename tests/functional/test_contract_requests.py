@@ -175,6 +175,32 @@ def test_the_database_is_not_asked_for_a_path_without_an_instance(
     assert shared.process().directory.stats().questions == 0
 
 
+# An instance for another reader only
+
+
+@pytest.mark.parametrize(
+    "path", ["/servers/{}%0A", "/v2.1//demo/servers/{}", "/SERVERS/{}/action"]
+)
+def test_a_path_that_another_reader_takes_for_an_instances_cannot_send(
+    path: str,
+    service: Services,
+    out_of_reach: str,
+    default_host: stack.Host,
+    runtimes: runtime.Registry,
+) -> None:
+    made = service(database=out_of_reach)
+    errors: list[exceptions.SendError] = []
+    context = made.context_for(
+        path.format("6f70656e-7374-6163-6b20-346576657221"),
+        lambda context: errors.extend(refusals(context)),
+    )
+    assert isinstance(context.mq_connection, RPCTransport)
+    assert vars(context)["cell_uuid"] is None
+    assert {type(error) for error in errors} == {exceptions.AmbiguousPath}
+    (shared,) = runtimes
+    assert shared.process().directory.stats().questions == 0
+
+
 # Mapped to a cell
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import time
 import uuid as uuids
 from collections.abc import Callable
 
@@ -11,7 +12,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from cellmw import instance_path
+from cellmw import instance_path, lenient_path
 
 UUID = "6f70656e-7374-6163-6b20-346576657221"
 OTHER = "0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9"
@@ -48,6 +49,15 @@ ROUTES = (
     f"/os-fping/{UUID}",
 )
 find = instance_path.finder(instance_path.DEFAULT_PATTERNS)
+
+
+def is_ambiguous(
+    path: str, patterns: tuple[str, ...] = instance_path.DEFAULT_PATTERNS
+) -> bool:
+    """Ask both, as the filter does."""
+    return bool(instance_path.quick_check(patterns)(path)) and (
+        lenient_path.checker(patterns)(path)
+    )
 
 
 @pytest.mark.parametrize("route", ROUTES)
@@ -106,9 +116,34 @@ def test_an_upper_case_uuid_is_given_in_lower_case(route: str) -> None:
         f"/os-volumes_boot/{UUID}/metadata",
         f"/os-volumes_boot/{UUID}/action/{OTHER}",
         f"/os-fping/{UUID}/action",
+        # Not a segment of its own.
+        f"/myservers/{UUID}",
+        f"/serversx/{UUID}",
+        f"/servers{UUID}",
+        # No UUID.
+        "/servers/1",
+        f"/servers/{UUID[:-1]}",
+        f"/servers/{UUID[:-1]}g",
+        # More in front than a version and a project.
+        f"/compute/v2.1/servers/{UUID}",
+        f"/compute/v2.1/demo/servers/{UUID}",
+        f"/v2.1/demo/more/servers/{UUID}",
+    ],
+)
+def test_no_reader_sees_an_instance_in_another_route(path: str) -> None:
+    assert find(path) is None
+    assert plainly(path) is None
+    assert not is_ambiguous(path)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
         # A suffix, a doubled slash, another case.
         f"/servers/{UUID}.json",
         f"/v2.1/demo/servers/{UUID}.xml",
+        f"/v2.1/demo/os-fping/{UUID}.json/",
+        f"/v2.1/demo/os-volumes_boot/{UUID}/action;x",
         f"//servers/{UUID}",
         f"/servers//{UUID}",
         f"/servers/{UUID}//",
@@ -117,46 +152,81 @@ def test_an_upper_case_uuid_is_given_in_lower_case(route: str) -> None:
         f"/v2.1//servers/{UUID}",
         f"/v2.1//demo/servers/{UUID}",
         f"//v2.1/demo/servers/{UUID}",
+        f"/V2.1/demo/servers/{UUID}",
         f"/Servers/{UUID}",
         f"/SERVERS/{UUID}/action",
         f"/v2.1/demo/OS-Fping/{UUID}",
-        # Not a segment of its own.
-        f"servers/{UUID}",
-        f"/myservers/{UUID}",
-        f"/serversx/{UUID}",
-        f"/servers{UUID}",
+        # Other separators, and segments that stand for none.
+        f"/servers\\{UUID}",
+        f"/servers/./{UUID}",
+        f"/servers/x/../{UUID}",
+        f"/servers/../{UUID}",
+        f"/more/than/that/../../servers/{UUID}",
+        f"/a/..;x/demo/servers/{UUID}",
+        f"/v2.1/demo/x/../servers/{UUID}",
+        f"/servers/;x/{UUID}",
+        f"/servers/ /{UUID}",
+        # More than the UUID in its segment.
         f"/servers/x{UUID}",
         f"/servers/{UUID}0",
         f"/servers/ {UUID}",
         f"/servers/{UUID} ",
         f"/servers/{UUID}\n",
+        f"/servers/{UUID}\n/action",
+        f"/servers/{UUID}\t",
+        f"/servers/{UUID}\0",
+        f"/servers/{UUID}\x85",
+        f"/servers/{UUID}\xa0",
+        f"/servers/{UUID}\xc2\xa0",
+        f"/servers/{UUID}\xe2\x80\x8b",
+        f"/servers/\xef\xbb\xbf{UUID}",
+        f"/servers/{UUID[:9]}\x01{UUID[9:]}",
         f"/servers/{UUID};version=2",
+        f"/servers/{UUID},",
         f"/servers/{UUID}?a=b",
-        # Not a UUID in its usual form.
-        "/servers/1",
+        f"/servers/{UUID}#a",
+        f"/servers;x=1/{UUID}",
+        f"/servers.json/{UUID}",
+        f"/servers /{UUID}",
+        f"/ser\x00vers/{UUID}",
+        f"/s\xc3\xa9rvers/{UUID}",
+        # A UUID in another form.
         f"/servers/{UUID.replace('-', '')}",
+        f"/servers/{UUID.replace('-', '').upper()}",
+        f"/servers/{UUID.replace('-', '_')}",
         f"/servers/{{{UUID}}}",
         f"/servers/urn:uuid:{UUID}",
-        f"/servers/{UUID[:-1]}",
-        f"/servers/{UUID[:-1]}g",
+        "/servers/" + "-".join(UUID),
+        # Python's parser takes these for numbers of 32 digits.
+        "/servers/0x" + UUID.replace("-", "")[2:],
+        "/servers/+" + UUID.replace("-", "")[1:],
+        "/servers/6f_" + UUID.replace("-", "")[3:],
+        # As UTF-8: a full-width digit, an accent; other alphabets' digits.
         f"/servers/{UUID[:-1]}\uff11",
-        # More in front than a version and a project.
-        f"/compute/v2.1/servers/{UUID}",
-        f"/compute/v2.1/demo/servers/{UUID}",
-        f"/v2.1/demo/more/servers/{UUID}",
-        # Never decoded again.
+        f"/servers/{UUID[:-1]}\xef\xbc\x91",
+        f"/servers/6\xef\xbd\x86{UUID[2:]}",
+        f"/servers/{UUID.replace('e', chr(0xC3) + chr(0xA9))}",
+        f"/servers/{UUID[:-1]}\xd9\xa1",
+        # MariaDB: "ae" and "d" in the collation uca1400_ai_ci.
+        f"/servers/{OTHER.replace('d', chr(0xC3) + chr(0xB0))}",
+        "/servers/\xc3\xa6" + UUID[2:],
+        # Decoded once more.
         f"/servers%2F{UUID}",
         f"/v2.1%2Fdemo%2Fservers%2F{UUID}",
         f"/%73ervers/{UUID}",
         "/servers/%36" + UUID[1:],
+        "/servers/%252536" + UUID[1:],
         f"/servers/{UUID.replace('-', '%2D')}",
         f"/servers/{UUID}%2Faction",
         f"/servers/{UUID}%00",
+        f"/servers/{UUID}%0A",
+        f"/servers%5c{UUID}",
     ],
 )
-def test_no_other_path_names_an_instance(path: str) -> None:
+def test_another_reader_may_see_an_instance(path: str) -> None:
     assert find(path) is None
     assert plainly(path) is None
+    assert is_ambiguous(path)
 
 
 def plainly(
@@ -248,6 +318,8 @@ a_segment = st.text(
 @hypothesis.given(path=path_of_segments)
 def test_what_is_found_is_what_the_routes_say(path: str) -> None:
     assert find(path) == by_segments(path)
+    if find(path) is not None:
+        assert instance_path.quick_check(instance_path.DEFAULT_PATTERNS)(path)
 
 
 @hypothesis.settings(deadline=None, max_examples=200)
@@ -284,6 +356,7 @@ def test_no_path_makes_it_raise(path: str, in_front: bool) -> None:
     for text in (path, f"/servers/{UUID}/{path}", f"/{path}/servers/{UUID}"):
         found = find(text)
         assert found is None or _uuid_form.fullmatch(found)
+        assert is_ambiguous(text) in (True, False)
 
 
 def test_a_path_of_any_length_is_looked_at_in_no_time() -> None:
@@ -291,6 +364,101 @@ def test_a_path_of_any_length_is_looked_at_in_no_time() -> None:
     for unit in ("/v2.1", "/servers", f"/{UUID}", "-", "/-", "a/"):
         assert find(unit * 10_000 + "//") is None
     assert find(f"/servers/{UUID}" + "/a" * 10_000) == UUID
+
+
+UNITS = (
+    *("/a", "/", "/.", "/..", "%25", "%2541", "a;", ";", "{", "urn:", "0x"),
+    *("_", "a_", "\n", " ", "/ ", "-", "f", "\\", "/servers", "/v2.1"),
+    *(f"/{UUID}", f"/{UUID}.", f"/servers/{UUID}x"),
+    *("\xff", "\xc3\xa9", "\xcc\x81", "\xcc\x81\xcc\x95", "\xef\xbc\x91"),
+)
+
+
+def seconds_for(path: str) -> float:
+    """The shortest of some, so that others on the machine do not count."""
+    check = lenient_path.checker(instance_path.DEFAULT_PATTERNS)
+    taken = []
+    for _ in range(3):
+        began = time.thread_time()
+        check(path)
+        taken.append(time.thread_time() - began)
+    return min(taken)
+
+
+@pytest.mark.parametrize("length", range(33, 120))
+def test_the_quick_check_lets_no_long_segment_pass(length: int) -> None:
+    default = instance_path.quick_check(instance_path.DEFAULT_PATTERNS)
+    own = instance_path.quick_check(["/(?P<instance_uuid>.*)"])
+    for size in (31, 32, 36):
+        for begin in range(1, length - size + 1):
+            # Slashes wherever none is in the segment.
+            path = "/" * begin + "x" * size
+            path += "/" * (length - len(path))
+            assert bool(own(path)) is (size >= 32)
+            assert default(path) or size < 32 or begin + size <= 40
+
+
+@pytest.mark.parametrize("front", ["", "/servers/"])
+def test_looking_for_other_readers_takes_time_in_proportion(
+    front: str,
+) -> None:
+    for unit in UNITS:
+        short, long = (
+            front + unit * (size // len(unit)) + "\xff/"
+            for size in (1000, 16000)
+        )
+        # 16 times as long; a square would take 256 times as long.
+        bound = 64 * max(seconds_for(short), 20e-6)
+        assert seconds_for(long) < bound, repr(unit)
+
+
+@pytest.mark.parametrize(
+    "pattern, names, ambiguous, other",
+    [
+        (
+            r"/vms/(?P<instance_uuid>[0-9a-f-]{36})(?:/action)?\Z",
+            f"/vms/{UUID}",
+            (f"/VMs/{UUID}\n", f"/vms//{UUID}", f"/vms/{UUID}/action;a=b"),
+            (f"/vms/{UUID}/more", f"/more/vms/{UUID}", f"/images/{UUID}"),
+        ),
+        (
+            # A suffix and a prefix of its own, and a group within the group.
+            r"/VMs/vm-(?P<instance_uuid>(?:[0-9a-f]|-){36})[.]json\Z",
+            f"/VMs/vm-{UUID}.json",
+            (f"/vms/VM-{UUID.upper()}.json", f"/VMs/vm-{UUID} .json"),
+            (f"/VMs/{UUID}", f"/VMs/vm-{UUID}.xml"),
+        ),
+        (
+            # It stands first, behind a project, before a slash.
+            r"/[0-9a-f]{32}/(?P<instance_uuid>[^][()]{36})/\Z",
+            f"/{'a' * 32}/{UUID}/",
+            (f"/{'a' * 32}/{UUID}/./", f"/{'A' * 32}/{UUID}/"),
+            (f"/demo/{UUID}/", f"/{'a' * 32}/x/{UUID}/"),
+        ),
+        (
+            # What refers to a group within the group.
+            r"/(?P<instance_uuid>(?P<a>.{8})-[^/]{27})/(?P=a)\Z",
+            f"/{UUID}/{UUID[:8]}",
+            (f"/{UUID}/./{UUID[:8]}",),
+            (f"/{UUID}/{OTHER[:8]}",),
+        ),
+    ],
+)
+def test_ones_own_patterns_are_read_as_others_may(
+    pattern: str,
+    names: str,
+    ambiguous: tuple[str, ...],
+    other: tuple[str, ...],
+) -> None:
+    own = instance_path.finder([pattern])
+    assert own(names) == UUID
+    assert instance_path.quick_check([pattern])(names)
+    for path in ambiguous:
+        assert own(path) is None
+        assert is_ambiguous(path, (pattern,)), path
+    for path in other:
+        assert own(path) is None
+        assert not is_ambiguous(path, (pattern,)), path
 
 
 def test_patterns_are_tried_in_their_order_from_the_beginning() -> None:

@@ -106,6 +106,25 @@ def test_a_path_without_an_instance_asks_nobody() -> None:
     assert runtime.processes == []
 
 
+def test_patterns_of_ones_own_are_read_as_others_may_read_them() -> None:
+    runtime = Runtime(
+        instance_path_patterns=r"/vms/(?P<instance_uuid>[0-9a-f-]+)\Z"
+    )
+    application = filtered(runtime=runtime)
+    for path, has_connection in (
+        (f"/vms/{UUID}", True),
+        (f"/vms/{UUID}\n", True),
+        (f"/VMs//{UUID}.json", True),
+        (f"/servers/{UUID}\n", False),
+        (f"/images/{UUID}\n", False),
+    ):
+        environ = environ_of("/", {"PATH_INFO": path})
+        run(application, environ)
+        context = environ[KEY]
+        assert isinstance(context.mq_connection, Handle) is has_connection
+    assert runtime.asked() == [(UUID, "GET")]
+
+
 def test_the_directory_is_asked_for_the_uuid_and_the_method() -> None:
     runtime = Runtime()
     application = filtered(runtime=runtime)

@@ -106,8 +106,6 @@ def test_an_instance_in_no_known_cell_is_not_remembered(
         "/servers",
         "/servers/detail",
         f"/flavors/{NOBODY}",
-        f"/servers/{instance(2)}.json",
-        f"/servers//{instance(2)}",
         "http://h:8774/",
         "/servers/%2e",
     ],
@@ -116,6 +114,18 @@ def test_no_instance_asks_nothing(filled: Manage, url: str) -> None:
     found = steps(filled, url)
     assert list(found) == ["path", "request"]
     assert found["request"][0] == "untouched"
+
+
+@pytest.mark.parametrize(
+    "url", [f"/servers/{instance(2)}{end}" for end in (".json", "%0A", "//")]
+)
+def test_what_another_reader_may_take_for_an_instance_is_refused(
+    filled: Manage, url: str
+) -> None:
+    found = steps(filled, url)
+    assert list(found) == ["path", "request"]
+    assert found["request"][0].startswith("mq_connection refuses to send")
+    assert found["request"][1].startswith("AmbiguousPath")
 
 
 @pytest.mark.parametrize(
