@@ -17,11 +17,12 @@ from typing import Self
 import kombu
 
 from tests import servers
-from tests.faults.service import HOST, SOON, Outcome
+from tests.faults.service import HOST, Outcome
 from tests.functional import stack
 
-# Nothing arrives any more when nothing has arrived for so long, in seconds.
-_QUIET = 0.5
+# Nothing arrives any more when so many looks in a row have found nothing, with
+# so many seconds between them.
+_LOOKS, _PAUSE = 5, 0.1
 
 
 class Witness:
@@ -57,18 +58,19 @@ class Witness:
     def arrived(self) -> collections.Counter[int]:
         """Take out all messages, until nothing more arrives."""
         found: collections.Counter[int] = collections.Counter()
-        deadline = time.monotonic() + SOON
-        quiet_since = time.monotonic()
         with self._connect() as connection:
             queues = [q(connection.default_channel) for q in self._queues]
-            while time.monotonic() < min(deadline, quiet_since + _QUIET):
-                got = [queue.get(no_ack=True) for queue in queues]
-                for message in filter(None, got):
-                    body = json.loads(message.payload["oslo.message"])
-                    found[body["args"]["number"]] += 1
-                    quiet_since = time.monotonic()
-                if not any(got):
-                    time.sleep(0.02)
+            looks_in_vain = 0
+            while looks_in_vain < _LOOKS:
+                before = found.total()
+                for queue in queues:
+                    while message := queue.get(no_ack=True):
+                        body = json.loads(message.payload["oslo.message"])
+                        found[body["args"]["number"]] += 1
+                looks_in_vain += 1
+                if found.total() > before:
+                    looks_in_vain = 0
+                time.sleep(_PAUSE)
         return found
 
     def __enter__(self) -> Self:
