@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from oslo_config import cfg
 
-from cellmw import nova, options, redaction, runtime
+from cellmw import configuration, nova, options, redaction, runtime
 from cellmw.cells import databases, store
 from cellmw.exceptions import ConfigurationError
 from cellmw.middleware import CellMW
@@ -41,7 +41,7 @@ def filter_factory(
     :param local_conf: the filter's own section
     :raises ConfigurationError: it cannot work as it is configured
     """
-    _refuse_eventlet()
+    _refuse_patched_process()
     _warn_of_default(global_conf or {}, local_conf)
     paste = dict(local_conf)
     connection = paste.pop(options.PASTE_DATABASE_OPTION, None)
@@ -57,7 +57,7 @@ def filter_factory(
         # Paste gives strings only, which are refused below.
         oslo_config_config = (global_conf or {}).get("oslo_config_config")
     if oslo_config_config is None:
-        conf, identity = _read(source)
+        conf, identity = read_source(source)
     elif isinstance(oslo_config_config, cfg.ConfigOpts):
         conf, identity = oslo_config_config, ("object", id(oslo_config_config))
     else:
@@ -71,9 +71,12 @@ def filter_factory(
     # The same source may say something else by now.
     key = (settings, identity, database, _transport_url(conf))
     redaction.install()
-    found = runtime.registry().get(
-        key, lambda: runtime.Runtime(settings, conf, database)
-    )
+
+    def make_runtime() -> runtime.Runtime:
+        _warn_of_unknown(conf)
+        return runtime.Runtime(settings, conf, database)
+
+    found = runtime.registry().get(key, make_runtime)
     if settings.nova_cell_cache:
         nova.place(found.process)
 
@@ -105,14 +108,21 @@ def _prepare(
     return settings
 
 
-def _refuse_eventlet() -> None:
-    patcher = sys.modules.get("eventlet.patcher")
-    if patcher is not None and patcher.already_patched:
-        raise ConfigurationError(
-            "cellmw: eventlet has monkey patched this process; this filter "
-            "needs native threads. Serve the API with a threading WSGI "
-            "server, without eventlet.monkey_patch()."
-        )
+def _refuse_patched_process() -> None:
+    """Stop where green threads stand in for those of the system."""
+    eventlet = sys.modules.get("eventlet.patcher")
+    gevent = sys.modules.get("gevent.monkey")
+    if eventlet is not None and eventlet.already_patched:
+        name, call = "eventlet", "eventlet.monkey_patch()"
+    elif gevent is not None and gevent.saved:
+        name, call = "gevent", "gevent.monkey.patch_all()"
+    else:
+        return
+    raise ConfigurationError(
+        f"cellmw: {name} has monkey patched this process; this filter needs "
+        "native threads. Serve the API with a threading WSGI server, without "
+        f"{call}."
+    )
 
 
 def _warn_of_default(
@@ -133,55 +143,53 @@ def _warn_of_default(
             )
 
 
-def _read(
+def _warn_of_unknown(conf: cfg.ConfigOpts) -> None:
+    # oslo.config ignores them without a word.
+    files = configuration.files_of(conf)
+    for file, name, nearest in configuration.unknown_options(files):
+        LOG.warning(
+            "cellmw: unknown option %s in [%s] of %s has no effect; the "
+            "nearest known one is %s",
+            name,
+            options.GROUP,
+            file,
+            nearest,
+        )
+
+
+def read_source(
     source: Mapping[str, Any],
 ) -> tuple[cfg.ConfigOpts, tuple[Any, ...]]:
-    """The configuration, and what makes two of them the same."""
+    """The configuration that ``oslo_config_*`` name, as the filter reads it.
+
+    :param source: paste options; none: oslo.config's global configuration
+    :returns: it, and what makes two of them the same
+    :raises ConfigurationError: it cannot be read
+    """
     if not source:
         return cfg.CONF, ("object", id(cfg.CONF))
-    for name, value in source.items():
-        if not isinstance(value, str):
+    arguments = configuration.arguments_of(source)
+    names = {}
+    for name in ("oslo_config_project", "oslo_config_program"):
+        names[name] = source.get(name)
+        if not isinstance(names[name], str | None):
             raise ConfigurationError(
                 f"cellmw: {name} has a bad value; accepted: a string"
             )
-    conf = cfg.ConfigOpts()
-    file = source.get("oslo_config_file")
-    problem = ""
-    try:
-        conf(
-            [],
-            project=source.get("oslo_config_project"),
-            prog=source.get("oslo_config_program"),
-            default_config_files=[file] if file else None,
-            # Else oslo.config looks for some by the program's name.
-            default_config_dirs=[] if file else None,
-            validate_default_values=True,
-        )
-    except cfg.ConfigFilesNotFoundError as error:
-        problem = f"no such file: {_shown(*error.config_files)}"
-    except cfg.ConfigFilesPermissionDeniedError as error:
-        problem = f"no permission to read {_shown(*error.config_files)}"
-    except (cfg.Error, ValueError, OSError) as error:
-        # Their messages quote the line that they stumbled over.
-        problem = f"it cannot be read ({type(error).__name__})"
-    if problem:
-        names = ", ".join(f"{k} = {_shown(v)}" for k, v in source.items())
-        raise ConfigurationError(
-            f"cellmw: configuration from {names}: {problem}"
-        )
-    return conf, ("source", *sorted(source.items()), *conf.config_file)
-
-
-def _shown(*values: str) -> str:
-    """Paths and names; or a connection string under the wrong name."""
-    # In a path that was made absolute, "://" has become ":/".
-    hidden = [
-        redaction.redact_url(value)
-        if ":" in value and "@" in value
-        else redaction.scrub(value)
-        for value in values
-    ]
-    return redaction.one_line(", ".join(hidden))
+    given = ", ".join(
+        f"{name} = {configuration.shown(str(value))}"
+        for name, value in source.items()
+    )
+    conf = configuration.read(
+        arguments,
+        project=names["oslo_config_project"],
+        program=names["oslo_config_program"],
+        where=f"cellmw: configuration from {given}: ",
+    )
+    return conf, (
+        *("source", arguments, *names.values()),
+        *configuration.files_of(conf),
+    )
 
 
 def _transport_url(conf: cfg.ConfigOpts) -> redaction.Secret:
@@ -209,7 +217,8 @@ def _database(conf: cfg.ConfigOpts, connection: Any) -> redaction.Secret:
         raise ConfigurationError(
             "cellmw: no API database is configured; set connection in "
             f"[{store.GROUP}] of the service's configuration, or "
-            f"{options.PASTE_DATABASE_OPTION} in the filter's paste section"
+            f"{options.PASTE_DATABASE_OPTION} in the filter's paste section "
+            f"({configuration.tell_files_of(conf)})"
         )
     # Made and thrown away: it imports the driver, so that the first request
     # does not pay for that, and finds out what cannot work.  It connects to

@@ -8,6 +8,7 @@ filter is loaded; what is left is a :class:`Settings`, which nothing changes.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import math
@@ -25,6 +26,7 @@ GROUP = "cellmw"
 PASTE_SOURCE_OPTIONS = (
     "oslo_config_project",
     "oslo_config_file",
+    "oslo_config_dir",
     "oslo_config_program",
 )
 PASTE_DATABASE_OPTION = "api_database_connection"
@@ -103,10 +105,13 @@ OPTS: list[cfg.Opt] = [
         "instance_path_patterns",
         type=_Patterns(),
         default=instance_path.DEFAULT_PATTERNS,
-        sample_default="the instance routes of the compute API",
-        help="Regular expressions, one a line, that are tried in their "
-        "order at the beginning of PATH_INFO as the server decoded it. Each "
-        "has a group instance_uuid. SCRIPT_NAME is not looked at.",
+        help="Regular expressions, one a line, each with a group "
+        "instance_uuid. The filter tries them in their order at the beginning "
+        "of PATH_INFO, as the server decoded it; SCRIPT_NAME is not part of "
+        "that. The default matches the instance routes of the compute API. An "
+        "API that serves instances under /v1/boxes would set "
+        r"/v1/boxes/(?P<instance_uuid>[^/]+)(?:/[^/]+)*/?\Z instead. Write "
+        "each $ as $$.",
     ),
     cfg.ListOpt(
         "allowed_remote_exmods",
@@ -279,9 +284,28 @@ OPTS: list[cfg.Opt] = [
 _BY_NAME: dict[str, cfg.Opt] = {opt.name: opt for opt in OPTS}
 
 
+# Those of oslo.db's options that reading the API database takes.
+DATABASE_GROUP = "api_database"
+DATABASE_OPTIONS = frozenset(
+    {
+        *("connection", "connection_parameters", "connection_debug"),
+        *("connection_recycle_time", "connection_trace", "max_overflow"),
+        *("max_pool_size", "mysql_sql_mode", "mysql_wsrep_sync_wait"),
+        *("pool_timeout", "sqlite_synchronous"),
+    }
+)
+
+
 def list_opts() -> list[tuple[str, list[cfg.Opt]]]:
     """All options, for the entry point ``oslo.config.opts``."""
-    return [(GROUP, list(OPTS))]
+    from oslo_db import options as oslo_db_options
+
+    database = [
+        opt
+        for opt in copy.deepcopy(oslo_db_options.database_opts)
+        if opt.dest in DATABASE_OPTIONS
+    ]
+    return [(GROUP, list(OPTS)), (DATABASE_GROUP, database)]
 
 
 def register(conf: cfg.ConfigOpts) -> None:

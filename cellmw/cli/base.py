@@ -15,7 +15,7 @@ import functools
 import re
 import sys
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TextIO
 
@@ -26,7 +26,7 @@ from cliff.show import ShowOne
 from oslo_config import cfg
 from oslo_db import exception as db_exception
 
-from cellmw import exceptions, options, redaction
+from cellmw import configuration, exceptions, options, redaction
 from cellmw.cells import mapping, store
 from cellmw.cells.changes import Changes
 from cellmw.cells.mapping import Cell, CellMapping
@@ -55,20 +55,46 @@ def complain(stream: TextIO, text: str) -> None:
     )
 
 
-def add_config_option(parser: argparse.ArgumentParser, *, dest: str) -> None:
-    """Add the option that says where the configuration is."""
+def add_config_options(parser: argparse.ArgumentParser, *, dest: str) -> None:
+    """Add the options that say where the configuration is.
+
+    Both go into one list, because a later file wins, as in oslo.config.
+    """
     parser.add_argument(
         "--config-file",
         metavar="FILE",
         action="append",
+        type=_source("--config-file"),
         dest=dest,
         help=(
-            "Configuration of the service, a nova.conf for example, for its "
-            "[api_database], [DEFAULT] transport_url and [cellmw]; can be "
-            "repeated, and later files win. Default: those that oslo.config "
-            "finds for cellmw, /etc/cellmw/cellmw.conf for example."
+            "Configuration file of the service, for example nova.conf. Its "
+            "[api_database], [DEFAULT] transport_url and [cellmw] are used. "
+            "Can be repeated; a later file wins. Default: the files that "
+            "oslo.config finds for cellmw, such as /etc/cellmw/cellmw.conf."
         ),
     )
+    parser.add_argument(
+        "--config-dir",
+        metavar="DIR",
+        action="append",
+        type=_source("--config-dir"),
+        dest=dest,
+        help=(
+            "Directory whose *.conf files are read in their order. Can be "
+            "repeated, and mixed with --config-file. Default: the directories "
+            "that oslo.config finds for cellmw, such as "
+            "/etc/cellmw/cellmw.conf.d."
+        ),
+    )
+
+
+def _source(option: str) -> Callable[[str], str]:
+    def convert(text: str) -> str:
+        if not text:
+            raise argparse.ArgumentTypeError("it is empty")
+        return f"{option}={text}"
+
+    return convert
 
 
 def report_errors_on_one_line(parser: argparse.ArgumentParser) -> None:
@@ -127,10 +153,12 @@ class Configuration:
     """The service's configuration, and the database that it leads to."""
 
     def __init__(
-        self, files: Sequence[str], *, may_make_database: bool = False
+        self, sources: Sequence[str], *, may_make_database: bool = False
     ) -> None:
         self._may_make_database = may_make_database
-        self.conf = _read(files)
+        self.conf = configuration.read(
+            sources, project="cellmw", program="cellmw-manage"
+        )
         oslo.prepare(self.conf)
         store.register_options(self.conf)
         self.settings = options.load(self.conf, {})
@@ -142,7 +170,8 @@ class Configuration:
         if connection is None:
             raise Failed(
                 "no API database is configured: give a --config-file with "
-                f"connection in [{store.GROUP}]"
+                f"connection in [{store.GROUP}] "
+                f"({configuration.tell_files_of(self.conf)})"
             )
         self._holds: list[redaction.Hold] = []
         self.hide(self._base_url, connection)
@@ -247,31 +276,6 @@ class Configuration:
             self._holds.pop().drop()
 
 
-def _read(files: Sequence[str]) -> cfg.ConfigOpts:
-    conf = cfg.ConfigOpts()
-    problem = ""
-    try:
-        conf(
-            [],
-            project="cellmw",
-            prog="cellmw-manage",
-            default_config_files=list(files) or None,
-        )
-    except cfg.ConfigFilesNotFoundError as error:
-        problem = f"no such file: {', '.join(error.config_files)}"
-    except cfg.ConfigFilesPermissionDeniedError as error:
-        problem = f"no permission to read {', '.join(error.config_files)}"
-    except (cfg.Error, ValueError, OSError) as error:
-        # Their messages quote the line that they stumbled over.
-        problem = (
-            f"{', '.join(files) or 'the configuration'} cannot be read "
-            f"({type(error).__name__})"
-        )
-    if problem:
-        raise Failed(problem)
-    return conf
-
-
 def _refuse_missing_file(url: sa.URL) -> None:
     """SQLite makes a database by itself where none is."""
     name = url.database
@@ -315,7 +319,7 @@ class Command(CliffCommand):
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """The options that every command has."""
         parser = super().get_parser(prog_name)
-        add_config_option(parser, dest="config_file")
+        add_config_options(parser, dest="config_sources")
         report_errors_on_one_line(parser)
         return parser
 
@@ -352,13 +356,13 @@ class Command(CliffCommand):
 
     def _configure(self, parsed_args: argparse.Namespace) -> str | None:
         """Read the configuration, or say why that is not possible."""
-        files = [
-            *(getattr(self.app.options, "global_config_file", None) or ()),
-            *(parsed_args.config_file or ()),
+        sources = [
+            *(getattr(self.app.options, "global_sources", None) or ()),
+            *(parsed_args.config_sources or ()),
         ]
         try:
             self.configuration = Configuration(
-                files, may_make_database=self.may_make_database
+                sources, may_make_database=self.may_make_database
             )
         except (Failed, ConfigurationError) as error:
             return str(error)

@@ -128,7 +128,7 @@ class ManageApp(App):
             const=0,
             help="Show no progress.",
         )
-        base.add_config_option(parser, dest="global_config_file")
+        base.add_config_options(parser, dest="global_sources")
         # cliff shows tracebacks on demand; with locals they hold secrets.
         parser.set_defaults(debug=False)
         base.report_errors_on_one_line(parser)

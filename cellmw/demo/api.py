@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ import webob.dec
 import webob.exc
 from oslo_config import cfg
 
-from cellmw import rpc
+from cellmw import configuration, deploy, options, rpc
 from cellmw.demo.rpcapi import ComputeAPI
+from cellmw.exceptions import ConfigurationError
 
 OPTS = [
     cfg.StrOpt(
@@ -157,21 +158,24 @@ def _fault(
     )
 
 
-def app_factory(
-    global_conf: dict[str, str],
-    *,
-    oslo_config_project: str = "",
-    oslo_config_file: str = "",
-) -> API:
-    """Make the application, for Paste (``paste.app_factory``)."""
-    conf = cfg.ConfigOpts()
-    file = oslo_config_file or global_conf.get("oslo_config_file")
-    conf(
-        [],
-        project=oslo_config_project or global_conf["oslo_config_project"],
-        default_config_files=[file] if file else None,
-    )
+def app_factory(global_conf: Mapping[str, Any], **local_conf: Any) -> API:
+    """Make the application, for Paste (``paste.app_factory``).
+
+    It reads the configuration that the filter reads: one is found by the
+    same options.
+    """
+    source = {
+        name: value
+        for name in options.PASTE_SOURCE_OPTIONS
+        if (value := local_conf.get(name) or global_conf.get(name))
+    }
+    conf, _ = deploy.read_source(source)
     conf.register_opts(OPTS, group="demo")
+    if not conf.demo.instances:
+        raise ConfigurationError(
+            "the demo's API needs option instances in [demo] "
+            f"({configuration.tell_files_of(conf)})"
+        )
     rpc.init(conf)
     text = Path(conf.demo.instances).read_text("utf-8")
     return API(Instances(json.loads(text)), ComputeAPI())

@@ -204,8 +204,15 @@ def _put_up(
     sample = paste_file()
     cleanup.add("default transport", rpc.cleanup)
     cleanup.add("cells' transports", runtime.registry().close)
+    none = folder / "conf.d"
+    none.mkdir()
     application = deploy.loadapp(
-        f"config:{sample}", global_conf={"oslo_config_file": str(config_file)}
+        f"config:{sample}",
+        global_conf={
+            "oslo_config_file": str(config_file),
+            # What /etc/myapi holds is another service's.
+            "oslo_config_dir": str(none),
+        },
     )
     try:
         web = WebServer(application, port)

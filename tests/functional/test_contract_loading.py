@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import configparser
 import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -110,7 +111,7 @@ def known(api_database: ApiDatabase) -> Known:
 
 
 def write(path: Path, *sections: str) -> Path:
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{textwrap.dedent(s)}\n" for s in sections))
     return path
 
@@ -203,6 +204,77 @@ def test_oslo_config_file_is_all_that_is_read(
     assert str(other.parent) in cfg.find_config_dirs(None, "my-api")
     file = write(tmp_path / "service.conf", database_section(known.url))
     assert key_of(load(f"oslo_config_file = {file}")) == "cellmw.context"
+
+
+@pytest.mark.parametrize("with_file", [True, False])
+def test_a_project_has_its_directory_as_in_oslo_middleware(
+    with_file: bool, known: Known, load: Load, tmp_path: Path
+) -> None:
+    write(
+        tmp_path / ".myapi" / "myapi.conf.d" / "10-database.conf",
+        database_section(known.url),
+    )
+    file = write(tmp_path / "service.conf", "[cellmw]\ncontext_key = a.file\n")
+    section = "oslo_config_project = myapi\n"
+    if with_file:
+        section += f"oslo_config_file = {file}\n"
+    application = load(section)
+    environ = stack.environ_of(f"/servers/{known.instance}")
+    application(environ, lambda status, headers: None)
+    key = "a.file" if with_file else "cellmw.context"
+    assert environ[key].cell_uuid == known.cell
+
+
+@pytest.mark.parametrize("separator", [",", ", ", "\n    ", ",\n    "])
+def test_several_files_and_directories_and_later_ones_win(
+    separator: str, known: Known, load: Load, tmp_path: Path
+) -> None:
+    def keyed(name: str, *more: str) -> Path:
+        key = name.replace("/", ".")
+        text = f"[cellmw]\ncontext_key = {key}\n"
+        return write(tmp_path / name, text, *more)
+
+    one = keyed("one", database_section(known.url))
+    two = keyed("two")
+    files = f"oslo_config_file = {one}{separator}{two}\n"
+    assert key_of(load(files)) == "two"
+    keyed("b.d/20.conf")
+    keyed("a.d/30.conf")
+    keyed("a.d/40.conf")
+    keyed("a.d/50.txt")
+    folders = f"{tmp_path}/b.d{separator}{tmp_path}/a.d"
+    assert key_of(load(f"{files}oslo_config_dir = {folders}")) == "a.d.40.conf"
+    folders = f"{tmp_path}/a.d{separator}{tmp_path}/b.d"
+    application = load(f"oslo_config_dir = {folders}", files)
+    assert key_of(application) == "b.d.20.conf"
+
+
+def test_an_unknown_option_of_a_file_is_told_once(
+    known: Known,
+    load: Load,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    url = f"mysql://u:{SECRET}@h"
+    main = write(tmp_path / "main.conf", database_section(known.url))
+    folder = tmp_path / "conf.d"
+    write(
+        folder / "10.conf",
+        "[CellMW]\nsend_timout = 3\nsend_timeout = 4\n",
+        f"[cellmw]\n{url} = 1\n[other]\nlookup_timeot = 3\n",
+    )
+    for _ in range(2):
+        load(f"oslo_config_file = {main}\noslo_config_dir = {folder}")
+    told = [
+        record.getMessage()
+        for record in caplog.records
+        if record.name == "cellmw.deploy"
+    ]
+    assert len(told) == 2
+    assert SECRET not in caplog.text
+    (first,) = (text for text in told if "send_timout" in text)
+    assert f"of {folder}/10.conf has no effect" in first
+    assert first.endswith("is send_timeout")
 
 
 @pytest.fixture
@@ -602,8 +674,19 @@ def test_without_an_api_database_it_says_where_to_configure_one(
         "[api_database]",
         "connection",
         "api_database_connection",
+        f"(read: {file})",
     ):
         assert told in message
+
+
+def test_a_load_that_has_read_nothing_says_so(
+    problem: Callable[..., str], tmp_path: Path
+) -> None:
+    cfg.CONF.clear()
+    cfg.CONF.reset()
+    assert "(no file was read)" in problem("")
+    # There is no such project here.
+    assert "(no file was read)" in problem("oslo_config_project = x-y-z")
 
 
 @pytest.mark.parametrize(
@@ -717,7 +800,8 @@ def test_a_dollar_sign_in_a_url_shows_nothing_of_it(
         ({"send_timeout": False}, "a number of seconds"),
         ({"send_timeout": [SECRET]}, "a number of seconds"),
         ({"oslo_config_project": 4}, "a string"),
-        ({"oslo_config_file": SECRET.encode()}, "a string"),
+        ({"oslo_config_file": SECRET.encode()}, "names, sep"),
+        ({"oslo_config_dir": [1]}, "names, sep"),
         ({"api_database_connection": 4}, "a string"),
         ({"api_database_connection": SECRET.encode()}, "a string"),
     ],
@@ -759,23 +843,49 @@ def test_a_database_url_in_place_of_a_file_shows_no_secret(
     assert "@db/nova_api" in message
 
 
+@pytest.mark.parametrize("where", ["file", "directory"])
 @pytest.mark.parametrize(
-    "text",
+    "text, said",
     [
-        f"connection {SECRET}\n",
-        f"[api_database\nconnection = mysql+pymysql://u:{SECRET}@h/d\n",
-        f"[api_database]\n  {SECRET}\n",
-        f"\xff\xfe\x00{SECRET}",
+        (f"connection {SECRET}\n", "line 1: No ':' or '=' found"),
+        (f"\n[cellmw]\n= {SECRET}\n", "line 3: Key cannot be empty"),
+        (
+            f"[api_database\nconnection = mysql+pymysql://u:{SECRET}@h/d\n",
+            "line 1: Invalid section",
+        ),
+        (f"[api_database]\n  {SECRET}\n", "line 2: Unexpected continuation"),
+        (f"\n\n\xff\xfe\x00{SECRET}", "line 3: it is not UTF-8 text"),
     ],
 )
-def test_a_configuration_file_that_cannot_be_read_stops_the_load(
-    text: str, problem: Callable[..., str], tmp_path: Path
+def test_a_file_that_cannot_be_parsed_is_named_with_the_line(
+    text: str,
+    said: str,
+    where: str,
+    problem: Callable[..., str],
+    tmp_path: Path,
 ) -> None:
-    file = tmp_path / "service.conf"
+    good = write(tmp_path / "good.conf", "[cellmw]\n")
+    file = tmp_path / "conf.d" / "10-service.conf"
+    file.parent.mkdir()
     file.write_bytes(text.encode("latin-1"))
-    message = problem(f"oslo_config_file = {file}")
-    assert "oslo_config_file" in message
-    assert str(file) in message
+    lines = {
+        "file": f"oslo_config_file = {good}, {file}",
+        "directory": f"oslo_config_dir = {file.parent}",
+    }
+    assert f"{file}, {said}" in problem(lines[where])
+
+
+def test_a_directory_that_is_not_there_stops_the_load(
+    problem: Callable[..., str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "conf.d"
+    message = problem(f"oslo_config_dir = {folder}")
+    assert message.endswith(f"no such directory: {folder}")
+    write(folder / "10.conf", "[cellmw]\n")
+    assert f"(read: {folder}/10.conf)" in problem(
+        f"oslo_config_dir = {folder}"
+    )
+    assert "cannot be read" in problem(f"oslo_config_file = {folder}")
 
 
 LOAD = """
@@ -794,13 +904,23 @@ LOAD = """
 
 
 @pytest.mark.parametrize(
-    "patching", ["", "thread=True", "socket=True", "os=True, select=True"]
+    "library, patching",
+    [
+        ("eventlet", "eventlet.monkey_patch()"),
+        ("eventlet", "eventlet.monkey_patch(thread=True)"),
+        ("eventlet", "eventlet.monkey_patch(socket=True)"),
+        ("eventlet", "eventlet.monkey_patch(os=True, select=True)"),
+        ("gevent", "gevent.monkey.patch_all()"),
+        ("gevent", "gevent.monkey.patch_thread()"),
+        ("gevent", "gevent.monkey.patch_socket()"),
+        ("gevent", "gevent.monkey.patch_time()"),
+    ],
 )
-def test_a_process_that_eventlet_has_patched_does_not_load(
-    patching: str,
+def test_a_process_that_is_monkey_patched_does_not_load(
+    library: str, patching: str
 ) -> None:
     printed = stack.run_python(
-        f"import eventlet; eventlet.monkey_patch({patching})"
+        f"import {patching.rpartition('.')[0]}; {patching}"
         + textwrap.dedent(LOAD)
         + textwrap.dedent(
             """
@@ -813,12 +933,15 @@ def test_a_process_that_eventlet_has_patched_does_not_load(
             """
         )
     )
-    assert "eventlet" in printed
+    assert f"cellmw: {library} has monkey patched this process" in printed
     assert "native threads" in printed
 
 
-def test_eventlet_that_is_only_imported_is_no_reason_to_stop() -> None:
-    code = "import eventlet.patcher\n" + textwrap.dedent(LOAD)
+@pytest.mark.parametrize("library", ["eventlet.patcher", "gevent.monkey"])
+def test_a_library_that_is_only_imported_is_no_reason_to_stop(
+    library: str,
+) -> None:
+    code = f"import {library}\n" + textwrap.dedent(LOAD)
     assert stack.run_python(f"{code}\nload()\nprint('loaded')") == "loaded\n"
 
 
@@ -1101,19 +1224,36 @@ def test_another_database_in_one_configuration_is_another_runtime(
 # The options, published
 
 
-def test_the_generator_writes_a_sample_of_all_options() -> None:
-    done = subprocess.run(
+def sample() -> str:
+    """What ``oslo-config-generator`` writes."""
+    return subprocess.run(
         [
             Path(sys.executable).with_name("oslo-config-generator"),
-            "--namespace",
-            "cellmw",
+            *("--namespace", "cellmw"),
         ],
         capture_output=True,
         text=True,
         timeout=60,
         check=True,
-    )
-    assert "\n[cellmw]\n" in done.stdout
-    for option in options.OPTS:
-        assert f"\n#{option.name} =" in done.stdout
-    assert "\n#lookup_timeout = 5" in done.stdout
+    ).stdout
+
+
+def test_the_generator_writes_a_sample_that_is_the_defaults(
+    tmp_path: Path,
+) -> None:
+    text = sample()
+    for section in ("[cellmw]", "[api_database]"):
+        assert f"\n{section}\n" in text
+    for opt in options.OPTS:
+        assert f"\n#{opt.name} =" in text
+    assert "\n#connection = " in text
+    assert "/v1/boxes/(?P<instance_uuid>" in text
+    # Each default is a line that begins with "#" and no space.
+    file = tmp_path / "sample.conf"
+    lines = re.sub("^#(?! )(.)", r"\1", text, flags=re.MULTILINE)
+    lines = re.sub("^#    ", "    ", lines, flags=re.MULTILINE)
+    file.write_text(lines.replace("<None>", ""), "utf-8")
+    conf = cfg.ConfigOpts()
+    conf([], project="cellmw-test", default_config_files=[str(file)])
+    assert options.load(conf, {}) == options.load(stack.configuration(), {})
+    assert "/servers/" in text.partition("#instance_path_patterns = ")[2]

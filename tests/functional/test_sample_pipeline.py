@@ -245,3 +245,31 @@ def test_a_token_that_is_not_good_sends_nothing(
     (shared,) = runtimes
     # The cells and that instance: no question before the good token.
     assert shared.process().directory.stats().questions == 2
+
+
+def test_the_line_that_names_a_file_is_enough_for_the_api(
+    tmp_path: Path, runtimes: runtime.Registry, sqlite: servers.Database
+) -> None:
+    """The other line is taken out, as the sample says."""
+    instances = tmp_path / "instances.json"
+    instances.write_text("{}", "utf-8")
+    file = tmp_path / "nova.conf"
+    file.write_text(
+        "[DEFAULT]\ntransport_url = cellmw-memory://default/\n"
+        f"[api_database]\nconnection = {sqlite.url}\n"
+        f"[demo]\ninstances = {instances}\n",
+        "utf-8",
+    )
+    text = SAMPLE.read_text("utf-8")
+    text = text.replace("\noslo_config_project", "\n# oslo_config_project")
+    text = text.replace(
+        "# oslo_config_file = /etc/nova/nova.conf",
+        f"oslo_config_file = {file}",
+    )
+    # Keystone's filter reads no file that is named in this way.
+    text = text.replace(" authtoken cellmw", " cellmw")
+    paste_file = tmp_path / "api-paste.ini"
+    paste_file.write_text(text, "utf-8")
+    application = deploy.loadapp(f"config:{paste_file}")
+    response = webob.Request.blank("/v2.1/servers").get_response(application)
+    assert response.json == {"servers": []}

@@ -25,6 +25,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"cellmw.exceptions", "cellmw.workers"}),
     frozenset({"cellmw.instance_path", "cellmw.janitor"}),
     frozenset({"cellmw.options", "cellmw.lenient_path"}),
+    frozenset({"cellmw.configuration"}),
     # What is known of cells and instances.
     frozenset({"cellmw.cells", "cellmw.cells.urls", "cellmw.cells.tables"}),
     frozenset({"cellmw.cells.mapping"}),

@@ -12,6 +12,7 @@ import pytest
 from oslo_config import cfg
 
 from cellmw import instance_path, options
+from cellmw.cells import store
 from cellmw.exceptions import ConfigurationError
 
 # Section 2 of the contract.
@@ -57,17 +58,24 @@ def test_the_defaults_are_the_published_ones() -> None:
 
 
 def test_all_options_are_published() -> None:
-    ((group, published),) = options.list_opts()
-    assert group == "cellmw"
-    assert {opt.name for opt in published} == set(DEFAULTS)
-    assert all(opt.help for opt in published)
+    published = dict(options.list_opts())
+    assert list(published) == ["cellmw", "api_database"]
+    assert {opt.name for opt in published["cellmw"]} == set(DEFAULTS)
+    assert all(opt.help for opts in published.values() for opt in opts)
+
+
+def test_of_oslo_dbs_options_those_are_published_that_are_read() -> None:
+    published = {opt.dest for opt in dict(options.list_opts())["api_database"]}
+    assert published == options.DATABASE_OPTIONS
+    assert published >= {"connection", *store.ENGINE_OPTIONS}
 
 
 def test_what_is_published_is_a_copy() -> None:
     # The generator sorts and changes what it is given.
-    ((_, published),) = options.list_opts()
-    published.clear()
+    for _, published in options.list_opts():
+        published.clear()
     assert options.OPTS
+    assert dict(options.list_opts())["api_database"]
 
 
 def test_registering_again_changes_nothing() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import socket
 import sys
 import time
@@ -623,11 +624,36 @@ def test_the_configuration_may_stand_before_the_command(
     assert ONE in done.out
 
 
+def test_files_and_directories_can_be_repeated_and_later_ones_win(
+    filled: Manage, tmp_path: Path
+) -> None:
+    folder = tmp_path / "conf.d"
+    folder.mkdir()
+    text = filled.file.read_text("utf-8")
+    bad = re.sub("connection = .*", "connection = nosuch://", text)
+    (folder / "10.conf").write_text(bad, "utf-8")
+    good = ("--config-file", str(filled.file))
+    other = f"--config-dir={folder}"
+    for arguments in (
+        (other, *good, "cell", "list"),
+        ("cell", "list", other, *good),
+        ("--config-dir", str(folder), "cell", "list", *good),
+    ):
+        assert ONE in filled.run(*arguments).out
+    done = filled.run(*good, "cell", "list", other)
+    assert "knows no such kind" in done.err
+    done = filled.run("cell", "list", "--config-dir", str(tmp_path / "none"))
+    assert done.err == f"cellmw-manage: no such directory: {tmp_path}/none\n"
+    done = filled.run("--config-dir", "", "cell", "list")
+    assert done.err == "cellmw-manage: argument --config-dir: it is empty\n"
+
+
 BAD_CONFIGURATIONS = [
     (None, "no such file"),
-    ("", "no API database is configured"),
+    ("", "no API database is configured: give a --config-file with"),
+    ("", "nova.conf)"),
     ("[api_database]\nconnection = Zpw", "no database URL"),
-    ("[api_database]\nconnection Zpw", "cannot be read"),
+    ("[api_database]\nconnection Zpw", "nova.conf, line 2: No ':' or '='"),
     (
         "[api_database]\nconnection = sqlite://\nmax_pool_size = Zpw",
         "option max_pool_size in [api_database]",
