@@ -38,7 +38,7 @@ import pytest
 from oslo_log import formatters
 
 from cellmw import redaction
-from cellmw.redaction import records, text, tracebacks
+from cellmw.redaction import records, tracebacks, urls
 
 #: What is odd in the passwords of each kind.
 KINDS = {
@@ -322,20 +322,13 @@ class _Handler(logging.Handler):
 #: Where scrubbing can be switched off, and what that takes.  A canary must
 #: sing at each.
 PLACES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
-    "values": lambda patch: patch.setattr(
-        redaction.Secrets, "hide", lambda self, text: text
-    ),
-    "values in base64": lambda patch: patch.setattr(
-        redaction.spellings, "in_base64", lambda user, password: set()
-    ),
-    "URLs": lambda patch: patch.setattr(
-        text, "_hide_in_links", lambda text: text
-    ),
+    "values": lambda patch: _know_nothing(patch),
+    "URLs": lambda patch: patch.setattr(urls, "spans", lambda text: []),
     "messages": lambda patch: patch.setattr(
-        records, "_is_plain", lambda record, ours: True
+        records, "_is_plain_and_clean", lambda record: True
     ),
     "arguments": lambda patch: patch.setattr(
-        records, "_is_clean", lambda record, text, tidy: True
+        records, "clean_args", lambda args, tidy: args
     ),
     "exceptions": lambda patch: patch.setattr(
         records, "_clean_exception", lambda record: None
@@ -346,9 +339,6 @@ PLACES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     ),
     "stacks": lambda patch: patch.setattr(
         records, "_clean_stack", lambda record: None
-    ),
-    "extra": lambda patch: patch.setattr(
-        records._ExtraFilter, "filter", lambda self, record: True
     ),
     "causes": lambda patch: patch.setattr(
         redaction, "describe", lambda error: f"{error}"
@@ -363,11 +353,16 @@ PLACES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
 }
 
 
+def _know_nothing(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(redaction.Secrets, "spans", lambda self, text: [])
+    patch.setattr(redaction.Secrets, "may_show", lambda self, text: False)
+
+
 def _leave_summaries(patch: pytest.MonkeyPatch) -> None:
     guarded = formatters._get_error_summary
     original = getattr(guarded, "__wrapped__", guarded)
     patch.setattr(formatters, "_get_error_summary", original)
-    patch.setattr(records, "_guard_summary", lambda: None)
+    patch.setattr(records, "_guard", lambda *args: None)
 
 
 def _let_secrets_be_pickled(patch: pytest.MonkeyPatch) -> None:

@@ -1,140 +1,90 @@
 # Licensed under the Apache License, Version 2.0; see the file LICENSE.
-"""In which forms a password can turn up in a text.
+"""List the forms in which libraries print a password.
 
-As it stands in the URL and decoded; percent-encoded as the libraries do it;
-escaped as ``repr``, ``ascii``, JSON, HTML and XML do it, twice over where an
-error quotes an error; and in base64, as SASL and HTTP send it.  Pure.
+A password appears as it stands in the URL and decoded, percent-encoded as the
+libraries do it, and escaped as ``repr``, ``ascii`` and JSON do it.  Pure.
 """
 
 from __future__ import annotations
 
-import base64
-import html
-import json
+import json.encoder
 import re
-import struct
-from collections.abc import Iterable, Iterator
-from urllib.parse import quote, quote_plus
+from urllib.parse import quote, unquote
 
 from cellmw.redaction import urls
 
-#: Shorter values are hidden in URLs only: they are words of every day.
+#: Shorter values are hidden in URLs only: they are everyday words.
 MIN_LENGTH = 8
 
-_percent = re.compile(r"%[0-9A-F]{2}")
 # Nothing encodes or escapes these (RFC 3986, 2.3).
-_always_same = re.compile(r"[A-Za-z0-9_.\-]+")
-# No literal and no markup escapes these.
-_never_escaped = re.compile(r"[\w .,:;!?@#$%*+=~^|/()\[\]{}\-]*", re.ASCII)
-# Percent encoding with what oslo.messaging and kombu, urllib, SQLAlchemy,
-# browsers and RFC 3986 (3.2.1) leave as it is.
-_SAFE = ("", "/", " +", "!'()*", "!$&'()*+,;=:")
-_QUOTES = "'\""
+_always_same = re.compile(r"[A-Za-z0-9_.\-]++")
+_never_escaped = re.compile(r"[ !#-&(-\[\]-~]*+")
 
 
-def plain(password: str) -> set[str]:
-    """Forms in which the password can be read."""
-    if _always_same.fullmatch(password):
-        return {password} if len(password) >= MIN_LENGTH else set()
-    found: set[str] = set()
-    for value in urls.decoded(password):
-        if len(value) < MIN_LENGTH:
-            continue
-        found |= escaped(value)
-        encoded = {quote(value, safe, errors=_ANY) for safe in _SAFE}
-        encoded.add(quote_plus(value, errors=_ANY))
-        # A URL that is an argument of a URL.
-        encoded.add(quote(quote(value, "", errors=_ANY), ""))
-        for form in encoded:
-            found |= {form, _percent.sub(_lower, form)}
-    return found
+def common_key(login: urls.Login, length: int) -> bytes | None:
+    """Return a piece of this length that all forms of a password share."""
+    for same in _always_same.finditer(unquote(login.password)):
+        if len(same.group()) >= length and same.group() in login.password:
+            return same.group()[:length].encode()
+    return None
 
 
-def in_base64(user: str, password: str) -> set[str]:
-    """Forms in which base64 shows the password.
+def keys(login: urls.Login, length: int) -> set[bytes]:
+    """Return pieces of this length, one of which each form holds."""
+    key = common_key(login, length)
+    if key is not None:
+        return {key}
+    return {form[:length] for form in forms_of(login)}
 
-    The part of the base64 text that is the same whatever stands around the
-    password, for each of the three offsets; for a short password the whole
-    of what SASL PLAIN, AMQPLAIN and HTTP send.
+
+def forms_of(login: urls.Login) -> set[bytes]:
+    """Return the forms of a password, as bytes that a text is searched for.
+
+    A password shorter than :data:`MIN_LENGTH` is found together with its
+    user's name only.
     """
-    found: set[str] = set()
-    for value in urls.decoded(password):
-        data = _bytes(value)
-        if len(value) >= MIN_LENGTH:
-            found.update(_core(data, offset) for offset in range(3))
-            continue
-        for name in urls.decoded(user):
-            found.update(
-                base64.b64encode(message).decode().rstrip("=")
-                for message in _handshakes(_bytes(name), data)
-            )
-    found |= {form.translate(_url_safe) for form in found}
-    # Some leave a slash as it is.
-    found |= {quote(form, safe) for form in found for safe in ("", "/")}
-    return {form for form in found if len(form) >= MIN_LENGTH}
+    user, written = login
+    found = {written}
+    for value in urls.decoded(written):
+        found |= _escaped(value)
+        found |= _encoded(value)
+    if len(unquote(written)) < MIN_LENGTH:
+        found = {f"{user}:{form}" for form in found}
+    return {
+        form.encode("utf-8", "surrogatepass")
+        for form in found
+        if len(form) >= MIN_LENGTH
+    }
 
 
-def fewest(forms: Iterable[str]) -> tuple[str, ...]:
-    """Those forms that no other one is a part of."""
-    kept: list[str] = []
-    for form in sorted(forms, key=len):
-        if not any(part in form for part in kept):
-            kept.append(form)
-    return tuple(kept)
+def _encoded(value: str) -> set[str]:
+    # oslo.messaging and kombu encode everything, or all but slashes;
+    # SQLAlchemy leaves spaces and plus signs; HTML forms write a plus sign
+    # for a space.
+    whole = quote(value, safe="", errors="surrogatepass")
+    first, *others = whole.split("%")
+    lower = (f"%{escape[:2].lower()}{escape[2:]}" for escape in others)
+    return {
+        whole,
+        whole.replace("%2F", "/"),
+        whole.replace("%20", " ").replace("%2B", "+"),
+        whole.replace("%20", "+"),
+        "".join((first, *lower)),
+    }
 
 
-_ANY = "surrogatepass"
-_url_safe = str.maketrans("+/", "-_")
-
-
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", _ANY)
-
-
-def _lower(found: re.Match[str]) -> str:
-    return found.group().lower()
-
-
-def escaped(value: str) -> set[str]:
-    """As it stands in a literal, JSON or markup, and in a literal of that."""
+def _escaped(value: str) -> set[str]:
+    """Return a value as it stands in literals of Python and in JSON."""
     if _never_escaped.fullmatch(value):
         return {value}
-    once = {value, html.escape(value), html.escape(value, quote=False)}
-    once.add(value.encode("ascii", "xmlcharrefreplace").decode())
-    once.update(_as_literals(value))
-    twice = (form for text in once for form in _as_literals(text))
-    return once.union(twice)
-
-
-def _as_literals(value: str) -> Iterator[str]:
-    # In a text with both kinds of quotes repr escapes one of them.
-    for show in (repr, ascii, json.dumps, _json):
-        yield show(value)[1:-1]
-        yield show(value + _QUOTES)[1:-1].removesuffix(show(_QUOTES)[1:-1])
-    data = _bytes(value)
-    yield repr(data)[2:-1]
-    yield repr(data + _QUOTES.encode())[2:-4]
-
-
-def _json(value: str) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _core(data: bytes, offset: int) -> str:
-    text = base64.b64encode(b"\0" * offset + data).decode()
-    whole = (len(data) + offset) * 8 // 6
-    return text[(0, 2, 3)[offset] : whole]
-
-
-def _handshakes(user: bytes, password: bytes) -> Iterator[bytes]:
-    yield b"\0" + user + b"\0" + password
-    yield user + b"\0" + user + b"\0" + password
-    yield user + b":" + password
-    yield (
-        b"\5LOGINS"
-        + struct.pack(">I", len(user))
-        + user
-        + b"\10PASSWORDS"
-        + struct.pack(">I", len(password))
-        + password
-    )
+    found = {
+        value,
+        json.encoder.encode_basestring(value)[1:-1],
+        json.encoder.encode_basestring_ascii(value)[1:-1],
+    }
+    data = value.encode("utf-8", "surrogatepass")
+    for literal in (repr(value)[1:-1], ascii(value)[1:-1], repr(data)[2:-1]):
+        found.add(literal)
+        # In a text with both kinds of quotes repr escapes this one.
+        found.add(literal.replace("\\'", "'").replace("'", "\\'"))
+    return found

@@ -1,47 +1,48 @@
 # Licensed under the Apache License, Version 2.0; see the file LICENSE.
-"""Connection strings taken apart, far enough to know what is secret in them.
+"""Find the credentials in connection strings, and in texts that hold URLs.
 
-Transport URLs and database URLs, with several hosts, as templates, and
-broken in every way.  A password that was written without percent encoding
-may hold each of the characters that part a URL, so where it ends is a guess.
-What decides here: everything up to the last ``@`` is taken as credentials,
-but for the hosts between that nothing else can be meant by.  What is neither
-a host nor a path by its form is hidden.  Pure functions; none raises.
+The functions take transport and database URLs, with several hosts, as
+templates, and broken in every way.  A password that nobody encoded may hold
+each character that separates the parts of a URL, so everything up to the last
+``@`` counts as credentials, except hosts that nothing else can be meant by.
+
+The functions look at each character a bounded number of times: they search
+for single characters, and match regular expressions that repeat one class of
+characters and never backtrack.  They are pure, and never raise.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
-from urllib.parse import unquote, unquote_plus
+from urllib.parse import quote, unquote, unquote_plus
 
 HIDDEN = "***"
 
-_NAME = r"\{\w+\}"
-_SCHEME = rf"(?:[A-Za-z][A-Za-z0-9+.\-]{{0,60}}|{_NAME})"
-_PORT = rf"(?:[0-9]{{1,5}}|{_NAME})"
-_HOST = (
-    r"(?:\[[\w:.%{}\-]*\]"
-    rf"|(?:[\w.*\-]|{_NAME}|%[0-9A-Fa-f]{{2}})*)"
-    rf"(?::(?:{_PORT}|\*\*\*)?)?"
-)
-# A host between two others is shown only where its port tells that it is
-# one: ``@ss,`` is as likely to stand in a password.
-_SURE_HOST = rf"(?:\[[\w:.%\-]*\]|[\w.\-]+|{_NAME})(?::{_PORT})"
+Span = tuple[int, int]
 
-_scheme = re.compile(_SCHEME)
-_hosts = re.compile(rf"{_HOST}(?:,{_HOST})*")
-_one_way = re.compile(rf"[^@,/?#]*(?:@{_HOST}(?:,{_HOST})*,[^@,/?#]*)*")
-_next_login = re.compile(rf"@((?:{_HOST},)+)")
-_sure_next_login = re.compile(rf"@((?:{_SURE_HOST},)+)")
-_any_next_login = re.compile(r"@(?:\[[^\]@,]*\]|[\w.\-]+)(?::[0-9]{1,5})?,")
-_name = re.compile(_NAME)
-_delimiters = re.compile(r"[@:/,?#&=\s]+")
-_authority_end = re.compile(r"[/?#]")
+# RFC 3986 has none of these in a URL.  They end one in a text, so what a
+# client sends hides nothing that a log line says after it.
+_url = re.compile(r"[^\s'\"`<>\\\x00-\x1f\x7f-\x9f]*+")
+# Where one begins, and where SQLAlchemy goes on with a long value.
+_begin = re.compile(r"://| truncated\) \.\.\. ")
+_authority = re.compile(r"[^/?#]*+")
+_scheme = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*+|\{\w++\}")
+_host = re.compile(r"[\w.*%{}\-]*+")
+_address = re.compile(r"\[[\w:.*%{}\-]*+\]")
+_port = re.compile(r":(?:[0-9]{1,5}|\{\w++\}|\*\*\*)?")
+_name = re.compile(r"\{\w++\}")
+_key = re.compile(r"[\w.{}*\-]++")
+_path = re.compile(r"[\w./:,+{}*\-]*+")
+_number = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,6})?")
+_truths = frozenset({"true", "false", "yes", "no", "on", "off"})
+# Punctuation of the text around a URL; brackets unless one opens in the URL.
+_PUNCTUATION = ".,;:!?"
+_BRACKETS = {")": "(", "]": "[", "}": "{"}
 
-# Options of drivers whose values are names, files and hosts.  Anything else
-# in a query is shown if it is a number or a truth value.
+# Options of drivers whose values are names, files and hosts.  The value of
+# any other option is shown if it is a number or a truth value.
 _plain_keys = frozenset(
     {
         "charset",
@@ -66,24 +67,15 @@ _plain_keys = frozenset(
     }
 )
 _secret_key = re.compile(
-    r"pass|pwd|secret|token|auth|key|cred|sasl|sign|session|login|user",
+    r"pass|pwd|secret|token|auth|cred|sasl|sign|session|login|api.?key",
     re.IGNORECASE,
 )
-_key = re.compile(r"[\w.{}\-]+")
-_plain_value = re.compile(rf"(?:[\w./:,+\-]|{_NAME})*")
-_number = re.compile(
-    rf"[0-9]{{1,6}}(?:\.[0-9]{{1,6}})?|true|false|yes|no|on|off|{_NAME}",
-    re.IGNORECASE,
-)
-
-
-_Judge = Callable[[str, str], bool]
 
 
 class Login(NamedTuple):
     """A user name and a password, as they are written in a URL.
 
-    Without a name where the password stands in the query.
+    The name is empty where the password stands in the query.
     """
 
     user: str
@@ -91,220 +83,252 @@ class Login(NamedTuple):
 
 
 def redact_url(text: str) -> str:
-    """One connection string without its credentials.
+    """Return a connection string without its credentials.
 
-    User names count as credentials, and go with the passwords.  Hosts, ports,
-    the virtual host or database and harmless query values stay, where it is
-    beyond doubt that they are that.  Redacting twice changes nothing.  Never
-    raises.
+    User names count as credentials, because some are tokens.  Hosts, ports,
+    the virtual host or database and harmless query values stay.  Redacting
+    twice changes nothing.  Never raises.
     """
-    scheme, found, rest = text.partition("://")
+    scheme, found, _ = text.partition("://")
+    if found and _scheme.fullmatch(scheme):
+        start = len(scheme) + len(found)
+        return hide(text, _strict(text, start, len(text), text.rfind("@")))
+    at = text.rfind("@")
+    if at >= 0 and are_hosts(_authority_at(text, at + 1)):
+        return hide(text, _strict(text, 0, len(text), at))
+    return HIDDEN if text.strip() else text
+
+
+def spans(text: str) -> list[Span]:
+    """Find what to hide of the URLs in any text, known or not.
+
+    A URL ends at white space, a quote, an angle bracket, a backslash or a
+    control character.
+    """
+    found: list[Span] = []
+    end = at = done = 0
+    for begin in _begin.finditer(text):
+        start = begin.end()
+        if start < done:
+            continue
+        if start >= end:
+            end = _end(text, start)
+            at = text.rfind("@", start, end)
+        done = end
+        authority = _authority_at(text, start, end)
+        login, mark, hosts = authority.rpartition("@")
+        if _is_of_the_web(text, begin.start()) and are_hosts(hosts):
+            # An "@" behind the host of a web page means nothing.
+            if mark:
+                found.append((start, start + len(login)))
+            done = start + len(authority)
+            following = text.find("://", done, end)
+            stop = end if following < 0 else following
+            found += _of_query(text, done, stop, _is_harmless_on_the_web)
+        elif begin.group() == "://" or at >= start:
+            found += _strict(text, start, end, at)
+    return found
+
+
+def hide(text: str, found: list[Span]) -> str:
+    """Return the text with asterisks in place of these spans."""
     if not found:
-        return _without_scheme(text)
-    if _scheme.fullmatch(scheme) is None:
-        return _without_scheme(text)
-    return f"{scheme}://{_redact_rest(rest)}"
-
-
-def redact_link(text: str) -> str:
-    """A URL met in any text: a web page's keeps more than ours do.
-
-    In an ``http`` URL an ``@`` behind the host means nothing, and query
-    values are hidden only where their key tells that they are secret.
-    """
-    scheme, _, rest = text.partition("://")
-    if scheme.lower() not in ("http", "https"):
-        return redact_url(text)
-    authority, tail = _split_authority(rest)
-    _, at, host = authority.rpartition("@")
-    if _hosts.fullmatch(host) is None:
-        return redact_url(text)
-    shown = f"{HIDDEN}@{host}" if at else host
-    path, mark, query = tail.partition("?")
-    if mark:
-        query = "&".join(
-            _redact_item(item, _is_harmless_on_the_web)
-            for item in query.split("&")
-        )
-    return f"{scheme}://{shown}{path}{mark}{query}"
+        return text
+    parts, done = [], -1
+    for start, end in sorted(found):
+        if start > done:
+            parts += [text[max(done, 0) : start], HIDDEN]
+        done = max(done, end)
+    return "".join((*parts, text[done:]))
 
 
 class Reading(NamedTuple):
-    """What may be secret in a connection string.
+    """The logins in a connection string.
 
-    :ivar logins: each user name and password that some driver may read
-    :ivar pieces: what an error may quote of them: a driver that writes a URL
-        for the next one does not always encode it again
-    :ivar is_certain: all drivers read the same
+    :ivar is_certain: all drivers find the same
     """
 
-    logins: frozenset[Login]
-    pieces: frozenset[str]
+    logins: set[Login]
     is_certain: bool
 
 
 def read(text: str) -> Reading:
-    """What may be secret in this connection string.
+    """Find the logins of a connection string, by all readings of drivers.
 
-    The several drivers part a URL with odd characters in different ways,
-    and each may then quote its part in an error; so every reading is given.
+    Drivers split a URL with odd characters in different ways, and each may
+    quote its own part in an error.
     """
     _, has_scheme, rest = text.partition("://")
     rest = rest or text
     found = set(_query_passwords(rest))
     region, at, tail = rest.rpartition("@")
+    authority = _authority_at(rest, 0)
     if not at:
-        if _is_host_and_more(rest):
-            return _reading(found, "", is_certain=True)
-        found.update(_as_login(rest))
-        return _reading(found, rest, is_certain=False)
-    # In a text one without a scheme is not seen to be a URL, so all of it that
-    # may be secret is looked for by its value.
-    if has_scheme and _has_one_reading(region, tail):
-        found.update(_split_logins(region, _next_login))
-        return _reading(found, "", is_certain=True)
-    found.update(_as_login(region))
-    found.update(_split_logins(region, _any_next_login))
-    # As oslo.messaging and kombu do, and as SQLAlchemy does.
-    authority = _split_authority(rest)[0]
-    for part in (authority, *authority.split(",")):
-        found.update(_as_login(part.rpartition("@")[0]))
-    found.update(_as_login(rest.partition("@")[0]))
-    return _reading(found, region, is_certain=False)
-
-
-def is_whole(rest: str) -> bool:
-    """Whether this, behind the scheme, can be all of a URL."""
-    return _is_host_and_more(rest.rpartition("@")[2])
-
-
-def whole_login(text: str) -> list[Login]:
-    """The login if everything up to the last ``@`` is one."""
-    rest = text.partition("://")[2] or text
-    region, at, _ = rest.rpartition("@")
-    return _as_login(region if at else rest)
-
-
-def head_of(text: str) -> str:
-    """A connection string up to its last ``@``; all of it without one."""
-    head, at, _ = text.rpartition("@")
-    return head + at if at else text
-
-
-def _without_scheme(text: str) -> str:
-    _, at, tail = text.rpartition("@")
-    if at and _is_host_and_more(tail):
-        return f"{HIDDEN}@{_redact_tail(tail)}"
-    return HIDDEN if text.strip() else text
-
-
-def _redact_rest(rest: str) -> str:
-    region, at, tail = rest.rpartition("@")
-    if not _is_host_and_more(tail):
-        return HIDDEN
-    if not at:
-        # A login that was cut off behind its colon is no host without port.
-        cut_off = _split_authority(tail)[0].endswith(":")
-        return HIDDEN if cut_off else _redact_tail(tail)
-    pattern = (
-        _next_login if _has_one_reading(region, tail) else _sure_next_login
+        is_certain = are_hosts(authority)
+        return Reading(
+            found if is_certain else found | _as_login(rest), is_certain
+        )
+    written = [region[start:end] for start, end in _login_spans(region)]
+    is_certain = (
+        bool(has_scheme)
+        and are_hosts(_authority_at(tail, 0))
+        and _authority.fullmatch(region) is not None
+        and region.count("@") + 1 == len(written)
     )
-    hosts = "".join(
-        f"@{found.group(1)}{HIDDEN}" for found in pattern.finditer(region)
+    if not is_certain:
+        # As oslo.messaging and kombu split it, and as SQLAlchemy does.
+        parts = (authority, *authority.split(","))
+        written += [part.rpartition("@")[0] for part in parts]
+        written += [region, rest.partition("@")[0]]
+    return Reading(found.union(*map(_as_login, written)), is_certain)
+
+
+def with_ports(logins: set[Login]) -> set[Login]:
+    """Add the parts of passwords that urllib takes for a port, and quotes.
+
+    oslo.messaging hands a slash in a password to kombu as it is, and nobody
+    encoded any character of some URLs: for urllib the hosts end there.
+    """
+    parts = {
+        Login(user, quote(part, safe=""))
+        for user, password in logins
+        if (part := _authority_at(whole := unquote(password), 0))
+        and part != whole
+    }
+    return logins | parts
+
+
+def are_hosts(text: str, *, with_ports: bool = False) -> bool:
+    """Say whether a text can be the hosts of a URL, separated by commas."""
+    return all(_is_host(part, with_ports) for part in text.split(","))
+
+
+def decoded(written: str) -> set[str]:
+    """Return a part of a URL as the drivers decode it."""
+    if "%" not in written and "+" not in written:
+        return {written}
+    return {unquote(written), unquote_plus(written)}
+
+
+def _end(text: str, start: int) -> int:
+    """Find the end of a URL in a text, before the text's punctuation."""
+    found = _url.match(text, start)
+    assert found is not None
+    url = text[start : found.end()]
+    hosts = url[url.rfind("@") + 1 :]
+    closing = [end for end, begin in _BRACKETS.items() if begin not in hosts]
+    return start + len(url.rstrip(_PUNCTUATION + "".join(closing)))
+
+
+def _is_of_the_web(text: str, colon: int) -> bool:
+    scheme = text[max(0, colon - 5) : colon].lower()
+    return scheme.endswith(("http", "https"))
+
+
+def _authority_at(text: str, start: int, end: int | None = None) -> str:
+    found = _authority.match(text, start, len(text) if end is None else end)
+    return "" if found is None else found.group()
+
+
+def _is_host(text: str, with_port: bool) -> bool:
+    address = _address.match(text) or _host.match(text)
+    assert address is not None
+    port = text[address.end() :]
+    if not port:
+        return not with_port
+    return (
+        _port.fullmatch(port) is not None
+        and (len(port) > 1 and bool(address.group())) >= with_port
     )
-    return f"{HIDDEN}{hosts}@{_redact_tail(tail)}"
 
 
-def _split_authority(rest: str) -> tuple[str, str]:
-    end = _authority_end.search(rest)
-    index = len(rest) if end is None else end.start()
-    return rest[:index], rest[index:]
-
-
-def _is_host_and_more(tail: str) -> bool:
-    return _hosts.fullmatch(_split_authority(tail)[0]) is not None
-
-
-def _has_one_reading(region: str, tail: str) -> bool:
-    """Whether all who parse URLs find the same logins and hosts."""
-    if not _is_host_and_more(tail) or _one_way.fullmatch(region) is None:
-        return False
-    written = _next_login.split(region)[::2]
-    return len({":" in login for login in written}) == 1
-
-
-def _split_logins(region: str, between: re.Pattern[str]) -> list[Login]:
-    step = between.groups + 1
-    return [
-        login
-        for part in between.split(region)[::step]
-        for login in _as_login(part)
-    ]
-
-
-def _as_login(text: str) -> list[Login]:
-    user, colon, password = text.partition(":")
-    if not colon or not password or _name.fullmatch(password):
-        return []
-    return [Login(user, password)]
-
-
-def _reading(found: set[Login], region: str, *, is_certain: bool) -> Reading:
-    # The first one is the user's name.
-    pieces = set(_delimiters.split(region)[1:])
-    for login in found:
-        for password in decoded(login.password):
-            pieces.update(_delimiters.split(password))
-        pieces -= decoded(login.password)
-    # Where one is taken for a host it is written in lower case.
-    pieces |= {piece.lower() for piece in pieces}
-    return Reading(frozenset(found), frozenset(pieces), is_certain)
-
-
-def _query_passwords(rest: str) -> list[Login]:
-    query = rest.rpartition("@")[2].partition("?")[2].partition("#")[0]
+def _strict(text: str, start: int, end: int, at: int) -> list[Span]:
+    """Find what to hide of a URL whose last ``@`` stands at ``at``."""
+    host = max(start, at + 1)
+    authority = _authority_at(text, host, end)
+    # A login that was cut off behind its colon is no host without a port.
+    cut_off = at < start and authority.endswith(":")
+    if cut_off or not are_hosts(authority):
+        return [(start, end)] if end > start else []
     found = []
-    for item in query.split("&"):
-        key, _, value = item.partition("=")
-        if value and _secret_key.search(key) and not _name.fullmatch(value):
-            found.append(Login("", value))
+    if at >= start:
+        found = [
+            (start + first, start + last)
+            for first, last in _login_spans(text[start:at])
+        ]
+    found += _of_query(text, host + len(authority), end, _is_harmless)
     return found
 
 
-def _redact_tail(tail: str) -> str:
-    """What stands behind the last ``@``: hosts, path, query, fragment."""
-    tail, hash_mark, fragment = tail.partition("#")
-    if hash_mark and fragment and _name.fullmatch(fragment) is None:
-        fragment = HIDDEN
-    tail, mark, query = tail.partition("?")
-    if mark:
-        query = "&".join(
-            _redact_item(item, _is_harmless) for item in query.split("&")
-        )
-    return f"{tail}{mark}{query}{hash_mark}{fragment}"
+def _login_spans(region: str) -> list[Span]:
+    """Find the logins in what precedes the last ``@`` of a URL.
+
+    A host between two others is shown where its port proves that it is one,
+    or where all drivers read the URL the same: ``@ss,`` is as likely to stand
+    in a password.
+    """
+    found = _split(region, with_ports=False)
+    has_colon = {":" in region[start:end] for start, end in found}
+    if len(has_colon) > 1 or _authority.fullmatch(region) is None:
+        found = _split(region, with_ports=True)
+    return found
 
 
-def _redact_item(item: str, is_harmless: _Judge) -> str:
-    key, equals, value = item.partition("=")
-    if not equals:
-        return item if not item or _name.fullmatch(item) else HIDDEN
-    if _key.fullmatch(key) is None:
-        return f"{HIDDEN}={HIDDEN}"
-    return item if is_harmless(key, value) else f"{key}={HIDDEN}"
+def _split(region: str, *, with_ports: bool) -> list[Span]:
+    found, start, position = [], 0, 0
+    for part in region.split("@"):
+        hosts, comma, _ = part.rpartition(",")
+        if position and comma and are_hosts(hosts, with_ports=with_ports):
+            found.append((start, position - 1))
+            start = position + len(hosts) + 1
+        position += len(part) + 1
+    return [*found, (start, len(region))]
+
+
+def _as_login(text: str) -> set[Login]:
+    user, colon, password = text.partition(":")
+    if not colon or not password or _name.fullmatch(password):
+        return set()
+    return {Login(user, password)}
+
+
+def _query_passwords(rest: str) -> Iterator[Login]:
+    query = rest.rpartition("@")[2].partition("?")[2].partition("#")[0]
+    for item in query.split("&"):
+        key, _, value = item.partition("=")
+        if value and _secret_key.search(key) and not _name.fullmatch(value):
+            yield Login("", value)
+
+
+def _of_query(
+    text: str, start: int, end: int, is_harmless: Callable[[str, str], bool]
+) -> Iterator[Span]:
+    """Find what to hide behind the hosts of a URL: in query and fragment."""
+    sharp = text.find("#", start, end)
+    stop = end if sharp < 0 else sharp
+    mark = text.find("?", start, stop)
+    if mark >= 0:
+        first = mark + 1
+        for item in text[first:stop].split("&"):
+            key, equals, value = item.partition("=")
+            last = first + len(item)
+            if not is_harmless(*((key, value) if equals else ("", key))):
+                shown = len(key) + 1 if equals and _key.fullmatch(key) else 0
+                yield first + shown, last
+            first = last + 1
+    if 0 <= sharp < end - 1 and not is_harmless("", text[sharp + 1 : end]):
+        yield sharp + 1, end
 
 
 def _is_harmless(key: str, value: str) -> bool:
-    if _secret_key.search(key):
-        return not value
+    if not value or _name.fullmatch(value):
+        return True
+    if _secret_key.search(key) or not _key.fullmatch(key):
+        return False
     if key in _plain_keys:
-        return _plain_value.fullmatch(value) is not None
-    return not value or _number.fullmatch(value) is not None
+        return _path.fullmatch(value) is not None
+    return value.lower() in _truths or _number.fullmatch(value) is not None
 
 
 def _is_harmless_on_the_web(key: str, value: str) -> bool:
     return not value or _secret_key.search(key) is None
-
-
-def decoded(text: str) -> set[str]:
-    """A part of a URL as it stands and as the drivers decode it."""
-    return {text, unquote(text), unquote_plus(text)}

@@ -9,7 +9,6 @@ standard input, as JSON, and writes its logs into the folder.
 
 from __future__ import annotations
 
-import base64
 import json
 import logging
 import os
@@ -150,16 +149,14 @@ def _read_rows(url: str) -> None:
 
 def _log_values(url: str, password: str) -> None:
     parsed = oslo_messaging.TransportURL.parse(cfg.ConfigOpts(), url)
-    plain = base64.b64encode(f"\0nova\0{password}".encode()).decode()
     for logger in (LOG, OURS, logging.getLogger("kombu.connection")):
         logger.debug("Using %s for %s", parsed, [parsed.hosts, password])
         logger.debug("Using %(url)s", {"url": url, "password": password})
         # As careless services do.
-        logger.debug(f"Sending {plain} for {password!r}")  # noqa: G004
+        logger.debug(f"Sending for {password!r}")  # noqa: G004
         logger.debug("Sending %s", {"a": json.dumps([password])})
         logger.debug("Wrong %d", password)
         logger.debug("Truncated %.9s", url)
-    OURS.debug("With extra", extra={"url": url, "inner": {"p": [password]}})
 
 
 def _log_failures(url: str, password: str) -> None:

@@ -8,7 +8,6 @@ canaries sing when scrubbing is switched off anywhere.
 
 from __future__ import annotations
 
-import base64
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -47,16 +46,14 @@ def _try_all_ways_out(canary: Canary, password: str) -> None:
     """Each way out of a process, once, for a password and its URL."""
     logging.getLogger("sqlalchemy").setLevel(1)
     url = _url(password)
-    log, ours = logging.getLogger("nova"), logging.getLogger("cellmw.canary")
+    log = logging.getLogger("nova")
     # Before anybody knows it.
     with sa.create_engine("sqlite://").connect() as connection:
         connection.execute(sa.text("select :url"), {"url": url}).one()
     secret = redaction.Secret(url)
     with redaction.KNOWN.hold(secret, owner="cell 1"):
         log.debug("It is %s", password)
-        log.debug("It is sent as %s", _in_base64(password))
         log.debug("It begins with %.3s", password)
-        ours.debug("It is extra", extra={"password": password})
         _fail(canary, log, url, password)
     canary.saw_object("value", secret)
     canary.saw_object(
@@ -64,10 +61,6 @@ def _try_all_ways_out(canary: Canary, password: str) -> None:
         CellMapping(uuid="c", transport_url=secret, name="n"),
     )
     canary.saw("printed: stdout", redaction.redact_url(url))
-
-
-def _in_base64(password: str) -> str:
-    return base64.b64encode(f"\0nova\0{password}".encode()).decode()
 
 
 def _fail(

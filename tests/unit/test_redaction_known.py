@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import base64
+import collections
 import contextlib
 import gc
-import html
 import json
 import logging
 import os
@@ -20,11 +19,11 @@ from typing import Any
 from urllib.parse import quote, quote_plus
 
 import pytest
-from amqp import sasl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellmw.redaction import KNOWN, Hold, Secret, Secrets, known, spellings
+from cellmw.redaction import KNOWN, Hold, Secret, Secrets
+from cellmw.redaction.index import Index
 from tests import odd_urls
 from tests.odd_urls import Sample, some_urls
 
@@ -37,21 +36,6 @@ def secrets() -> Secrets:
     return Secrets()
 
 
-def _in_base64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
-
-
-def _plain(user: str, password: str) -> bytes:
-    """What the client library sends."""
-    # It has no types.
-    return sasl.PLAIN(user, password).start(None)  # type: ignore[no-any-return]
-
-
-def _amqplain(user: str, password: str) -> bytes:
-    # Nor has this.
-    return sasl.AMQPLAIN(user, password).start(None)  # type: ignore[no-any-return]
-
-
 FORMS: dict[str, Callable[[str], str]] = {
     "as it is": str,
     "quote": lambda p: quote(p, safe=""),
@@ -61,29 +45,13 @@ FORMS: dict[str, Callable[[str], str]] = {
     "lower-case escapes": lambda p: re.sub(
         "%..", lambda found: found.group().lower(), quote(p, safe="")
     ),
-    "as browsers encode it": lambda p: quote(p, safe="!'()*"),
-    "quoted twice": lambda p: quote(quote(p, safe=""), safe=""),
     "repr": repr,
     "repr with both quotes": lambda p: repr([p, "'\""]),
     "repr of a text with both quotes": lambda p: repr(f"'\" {p} '\""),
-    "repr of a repr": lambda p: repr(repr(p)),
     "ascii": ascii,
     "JSON": json.dumps,
-    "JSON in JSON": lambda p: json.dumps(json.dumps(p)),
     "JSON as unicode": lambda p: json.dumps(p, ensure_ascii=False),
-    "repr of JSON": lambda p: repr(json.dumps(p)),
     "bytes": lambda p: repr(p.encode()),
-    "HTML": html.escape,
-    "XML": lambda p: p.encode("ascii", "xmlcharrefreplace").decode(),
-    "SASL PLAIN": lambda p: _in_base64(_plain("nova", p)),
-    "SASL PLAIN, bytes": lambda p: repr(_plain("nova", p)),
-    "SASL AMQPLAIN": lambda p: _in_base64(_amqplain("nova", p)),
-    "HTTP basic": lambda p: _in_base64(f"nova:{p}".encode()),
-    "base64": lambda p: _in_base64(p.encode()),
-    "base64, url-safe": lambda p: base64.urlsafe_b64encode(
-        p.encode()
-    ).decode(),
-    "base64 in a URL": lambda p: quote(_in_base64(f"xy{p}".encode())),
 }
 
 
@@ -143,15 +111,15 @@ def test_the_passwords_of_all_hosts_are_known(sample: Sample) -> None:
         assert shown == "say ***!"
 
 
-@pytest.mark.parametrize("password", ["guest", "p", "é€ü", "%41%42%43"])
-def test_a_short_password_is_hidden_in_base64_only(
+@pytest.mark.parametrize("password", ["guest", "é€ü", "%41%42%43", "a'b c"])
+def test_a_short_password_is_hidden_behind_its_user_only(
     secrets: Secrets, password: str
 ) -> None:
     secrets.hold(Secret(f"rabbit://guest:{password}@h/vh"))
-    assert secrets.hide("the guest is here") == "the guest is here"
-    for send in (_plain, _amqplain):
-        sent = _in_base64(send("guest", password))
-        assert secrets.hide(f"sent {sent}.").rstrip("=.") == "sent ***"
+    assert secrets.hide(f"the {password} is here") == (
+        f"the {password} is here"
+    )
+    assert secrets.hide(f"log in as guest:{password}") == "log in as ***"
 
 
 def test_of_a_template_nothing_is_hidden(secrets: Secrets) -> None:
@@ -165,28 +133,6 @@ def test_values_that_overlap_are_hidden_together(secrets: Secrets) -> None:
         Secret("a://u:abcdefgh1234@h"), Secret("a://u:1234ijklmnop@h")
     )
     assert secrets.hide("x abcdefgh1234ijklmnop y") == "x *** y"
-
-
-def test_pieces_of_a_broken_url_are_hidden(secrets: Secrets) -> None:
-    # As int() quotes what stands behind a colon.
-    secrets.hold(Secret("rabbit://u:pa55:hunter-two/three@h/vh"))
-    assert secrets.hide("bad port 'hunter-two'") == "bad port '***'"
-
-
-def test_pieces_of_a_password_that_was_decoded_are_hidden(
-    secrets: Secrets,
-) -> None:
-    # oslo.messaging leaves a slash as it is in what it gives to kombu.
-    secrets.hold(Secret("rabbit://u:hunter-two%2Fhunter-three%2F4@h/vh"))
-    assert secrets.hide("bad port 'hunter-two'") == "bad port '***'"
-    assert secrets.hide("hunter-two/hunter-three/4") == "***"
-
-
-def test_a_piece_that_is_taken_for_a_host_is_hidden_in_lower_case(
-    secrets: Secrets,
-) -> None:
-    secrets.hold(Secret("rabbit://nova:1,CorrectHorseBattery/x@h:5672/vh"))
-    assert "horse" not in secrets.hide("Connecting to correcthorsebattery:1")
 
 
 def test_a_text_without_secrets_is_the_same_object(secrets: Secrets) -> None:
@@ -253,10 +199,12 @@ def test_what_was_dropped_leaves_nothing(secrets: Secrets) -> None:
 
 
 def _sizes(secrets: Secrets) -> dict[str, int]:
+    parts = [secrets, secrets._long, secrets._short]
     return {
-        name: len(value)
-        for name, value in vars(secrets).items()
-        if name not in ("on_hold", "_locks")
+        f"{part} {name}": len(value)
+        for part, owner in enumerate(parts)
+        for name, value in vars(owner).items()
+        if isinstance(value, (dict, collections.deque)) and name != "_locks"
     }
 
 
@@ -460,7 +408,7 @@ def test_a_hold_that_a_fork_cut_short_is_made_whole(
     def cut(*args: object) -> None:
         raise InterruptedError
 
-    monkeypatch.setattr(known, "_words_of", cut)
+    monkeypatch.setattr(Index, "_words_of", cut)
     with pytest.raises(InterruptedError):
         secrets.hold(URL)
     monkeypatch.undo()
@@ -478,9 +426,3 @@ def test_each_hold_calls_back(secrets: Secrets) -> None:
 
 def test_there_is_one_registry_for_the_process() -> None:
     assert isinstance(KNOWN, Secrets)
-
-
-def test_forms_that_others_are_part_of_are_not_kept() -> None:
-    assert spellings.fewest({"abc", "xabcx", "abd"}) == ("abc", "abd") or (
-        spellings.fewest({"abc", "xabcx", "abd"}) == ("abd", "abc")
-    )

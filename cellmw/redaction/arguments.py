@@ -1,0 +1,203 @@
+# Licensed under the Apache License, Version 2.0; see the file LICENSE.
+"""Make the message and the arguments of a log record fit to be shown.
+
+Whatever shows no secret stays the very object.  An object whose text its own
+code makes is not asked for that text: a :class:`Shown` stands in for it, and
+scrubs the text when a formatter asks.  So ``__str__`` and ``__repr__`` run as
+often as without this package.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import numbers
+import types
+import uuid
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from cellmw.redaction import text
+from cellmw.redaction.secret import Secret
+
+Tidy = Callable[[str], str]
+
+#: Their texts hold digits, and no more.
+NUMBERS = frozenset({int, float, bool, complex, type(None), Secret})
+_PLAIN = NUMBERS | {str}
+_HARMLESS = (
+    numbers.Number,
+    datetime.date,
+    datetime.time,
+    datetime.timedelta,
+    type,
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    types.ModuleType,
+    uuid.UUID,
+)
+_CONTAINERS = (dict, list, tuple, set, frozenset)
+_DEEPEST = 4
+# What formatters that write JSON open.
+_OPENS = ("items", "iteritems", "to_dict")
+
+
+class Shown:
+    """Stands in for an object in a log record, and scrubs what it shows.
+
+    Gives the object's attributes, but nothing that opens it.
+    """
+
+    __slots__ = ("_shown", "_tidy")
+
+    def __init__(self, value: object, tidy: Tidy) -> None:
+        self._shown = value
+        self._tidy = tidy
+
+    # Filters look at it.
+    @property  # type: ignore[misc]  # nobody sets it
+    def __class__(self) -> type:
+        kind: Any = type(self._shown)
+        return Shown if _is_opened(kind) else kind
+
+    def __str__(self) -> str:
+        return self._tidy(str(self._shown))
+
+    def __repr__(self) -> str:
+        return self._tidy(repr(self._shown))
+
+    def __format__(self, spec: str) -> str:
+        return self._tidy(format(self._shown, spec))
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name in _OPENS:
+            raise AttributeError(name)
+        return getattr(self._shown, name)
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self._shown == other)
+
+    def __hash__(self) -> int:
+        return hash(self._shown)
+
+    def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
+        return str, (str(self),)
+
+
+class _ShownMapping(Shown):
+    """The same for a mapping that ``%(name)s`` looks into."""
+
+    __slots__ = ()
+
+    def __getitem__(self, key: object) -> object:
+        return clean(self._shown[key], self._tidy)  # type: ignore[index]
+
+
+class Formatted:
+    """A message that is put together, and scrubbed, when it is shown."""
+
+    __slots__ = ("_args", "_message", "_tidy")
+
+    def __init__(self, message: str, args: Any, tidy: Tidy) -> None:
+        self._message = message
+        self._args = args
+        self._tidy = tidy
+
+    def __str__(self) -> str:
+        return self._tidy(self._message % self._args)
+
+    __repr__ = __str__
+
+    def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
+        return str, (str(self),)
+
+
+def clean(value: Any, tidy: Tidy, around: tuple[int, ...] = ()) -> Any:
+    """Return the value itself if nothing that is shown of it is secret.
+
+    :param around: the containers that it stands in
+    """
+    kind: Any = type(value)
+    if kind in NUMBERS:
+        return value
+    if kind is str:
+        return tidy(value)
+    if kind in _CONTAINERS:
+        if len(around) < _DEEPEST and id(value) not in around:
+            return _clean_container(value, tidy, (*around, id(value)))
+    elif _is_shown_by_c(kind):
+        if not isinstance(value, BaseException) or are_plain(value.args):
+            shown, written = str(value), repr(value)
+            if tidy(shown) == shown and tidy(written) == written:
+                return value
+    elif _is_harmless(kind):
+        return value
+    return Shown(value, tidy)
+
+
+def clean_args(args: Any, tidy: Tidy) -> Any:
+    """Clean the arguments of a record: a tuple, or a mapping."""
+    if type(args) in (tuple, dict):
+        return clean(args, tidy)
+    if isinstance(args, Mapping):
+        return _ShownMapping(args, tidy)
+    return clean(args, tidy)
+
+
+def are_plain(args: object) -> bool:
+    """Say whether arguments are texts and numbers only."""
+    values = values_of(args)
+    return len(values) <= 32 and _PLAIN.issuperset(map(type, values))
+
+
+def values_of(args: object) -> Collection[object]:
+    """Return the arguments of a record, whatever holds them."""
+    if type(args) is dict:
+        return args.values()
+    return args if type(args) is tuple else (args,)
+
+
+def _clean_container(value: Any, tidy: Tidy, around: tuple[int, ...]) -> Any:
+    if isinstance(value, dict):
+        members = [*value, *value.values()]
+    else:
+        members = list(value)
+    if _PLAIN.issuperset(map(type, members)):
+        # One look at all of them: most containers hold nothing.
+        joined = "\n".join([one for one in members if type(one) is str])
+        if tidy is text.scrub and tidy(joined) is joined:
+            return value
+    cleaned = [clean(member, tidy, around) for member in members]
+    if all(map(lambda a, b: a is b, members, cleaned)):
+        return value
+    if isinstance(value, dict):
+        half = len(value)
+        return dict(zip(cleaned[:half], cleaned[half:], strict=True))
+    return type(value)(cleaned)
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_harmless(kind: type) -> bool:
+    """Say whether objects of this class have no text that tells anything."""
+    if issubclass(kind, _HARMLESS):
+        return True
+    return (
+        not _is_opened(kind)
+        and kind.__str__ is object.__str__
+        and kind.__repr__ is object.__repr__
+    )
+
+
+def _is_opened(kind: type) -> bool:
+    """Say whether formatters that write JSON show what is in such objects."""
+    names = {"__iter__", *_OPENS}
+    return any(not names.isdisjoint(vars(base)) for base in kind.__mro__)
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_shown_by_c(kind: type) -> bool:
+    """Say whether the texts of such objects come from C code."""
+    return issubclass(kind, (str, bytes, bytearray, BaseException)) and all(
+        isinstance(method, types.WrapperDescriptorType)
+        for method in (kind.__str__, kind.__repr__)
+    )

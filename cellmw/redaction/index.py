@@ -1,0 +1,142 @@
+# Licensed under the Apache License, Version 2.0; see the file LICENSE.
+"""Search a text for thousands of passwords without trying each.
+
+An :class:`Index` knows keys: pieces of passwords, all of one length, twice the
+length of a machine word.  A text is cut into such words.  A key covers one of
+them whole wherever it stands, and that word begins in the key's first half.
+So a text none of whose words is known holds no key, and for most texts that
+ends the search, however many keys there are.  Otherwise a key leads to the
+places and lengths of the forms that hold it, and each of these to one look-up.
+So each character of a text is looked at a number of times that depends on the
+passwords alone.
+"""
+
+from __future__ import annotations
+
+import array
+from collections.abc import Iterator
+from typing import NamedTuple, TypeVar
+
+from cellmw.redaction import spellings
+from cellmw.redaction.urls import Login, Span
+
+_Counted = TypeVar("_Counted")
+
+
+class _Shapes(NamedTuple):
+    """The forms that hold a key, and where in them it stands."""
+
+    version: int
+    forms: frozenset[bytes]
+    places: frozenset[tuple[int, int]]
+
+
+class _Entry:
+    """The logins that one key leads to, counted."""
+
+    __slots__ = ("logins", "shapes", "version")
+
+    def __init__(self) -> None:
+        self.logins: dict[Login, int] = {}
+        self.version = 0
+        self.shapes = _Shapes(0, frozenset(), frozenset())
+
+    def shapes_of(self, key: bytes) -> _Shapes:
+        """Spell the logins, for the first text that holds the key."""
+        shapes = self.shapes
+        if shapes.version != self.version:
+            # Read first: a login that is entered meanwhile makes this one
+            # outdated.
+            version = self.version
+            forms: frozenset[bytes] = frozenset().union(
+                *map(spellings.forms_of, tuple(self.logins))
+            )
+            places = frozenset(
+                (form.index(key), len(form)) for form in forms if key in form
+            )
+            self.shapes = shapes = _Shapes(version, forms, places)
+        return shapes
+
+
+class Index:
+    """Keys of one length.
+
+    One thread at a time changes it.  Searching takes no lock: each look-up is
+    atomic, and the dictionaries are filled from the last one that a search
+    asks to the first, and emptied the other way.
+
+    :param word: the type of a word, as :mod:`array` names it
+    """
+
+    def __init__(self, word: str) -> None:
+        self._type = word
+        self._word = array.array(word).itemsize
+        self.key_length = 2 * self._word
+        self._entries: dict[bytes, _Entry] = {}
+        self._words: dict[int, int] = {}
+
+    def add(self, key: bytes, login: Login) -> None:
+        """Find a login by this piece of its password."""
+        entry = self._entries.get(key) or _Entry()
+        _count(entry.logins, login)
+        entry.version += 1
+        self._entries[key] = entry
+        for word in self._words_of(key):
+            _count(self._words, word)
+
+    def remove(self, key: bytes, login: Login) -> None:
+        """Undo one :meth:`add`."""
+        for word in self._words_of(key):
+            _uncount(self._words, word)
+        entry = self._entries[key]
+        _uncount(entry.logins, login)
+        entry.version += 1
+        if not entry.logins:
+            del self._entries[key]
+
+    def may_be_in(self, data: bytes) -> bool:
+        """False: a text, in UTF-8, holds no key.  True: perhaps."""
+        words = self._words
+        if not words:
+            return False
+        return not words.keys().isdisjoint(self._cut(data))
+
+    def spans(self, data: bytes) -> Iterator[Span]:
+        """Find where the passwords stand in a text, in UTF-8."""
+        words = self._cut(data)
+        if self._words.keys().isdisjoint(words):
+            return
+        for index, word in enumerate(words):
+            if word not in self._words:
+                continue
+            last = index * self._word
+            for start in range(max(0, last - self._word + 1), last + 1):
+                key = data[start : start + self.key_length]
+                entry = self._entries.get(key)
+                if entry is None:
+                    continue
+                _, forms, places = entry.shapes_of(key)
+                for offset, length in places:
+                    first = start - offset
+                    if first >= 0 and data[first : first + length] in forms:
+                        yield first, first + length
+
+    def _cut(self, data: bytes) -> array.array[int]:
+        return array.array(self._type, data[: len(data) & -self._word])
+
+    def _words_of(self, key: bytes) -> array.array[int]:
+        """Return the words of which any text with the key has one."""
+        size = self._word
+        starts = range(size)
+        return self._cut(b"".join([key[at : at + size] for at in starts]))
+
+
+def _count(counts: dict[_Counted, int], key: _Counted) -> None:
+    counts[key] = counts.get(key, 0) + 1
+
+
+def _uncount(counts: dict[_Counted, int], key: _Counted) -> None:
+    if counts[key] > 1:
+        counts[key] -= 1
+    else:
+        del counts[key]
