@@ -25,9 +25,11 @@ class CellMWError(Exception):
 
     :ivar retry_after: seconds until trying again makes sense, or None where
         nothing is known about that
+    :ivar is_temporary: whether trying again can help as things stand
     """
 
     retry_after: float | None = None
+    is_temporary = False
 
     @property
     def retry_after_header(self) -> str:
@@ -47,6 +49,8 @@ class LookupFailed(CellMWError):
 
     :ivar cause: what went wrong, without credentials
     """
+
+    is_temporary = True
 
     def __init__(
         self, message: str, *, cause: str = "", retry_after: float = 1.0
@@ -114,6 +118,7 @@ class CellUnavailable(SendError):
     """The cell's broker cannot be reached, or is taken as down."""
 
     summary = "not delivered, the cell cannot be reached"
+    is_temporary = True
 
 
 class DeliveryUncertain(
@@ -125,6 +130,7 @@ class DeliveryUncertain(
     """
 
     summary = "the message may have been delivered, or not"
+    is_temporary = False
     maybe_delivered = True
 
 
@@ -132,6 +138,7 @@ class CellBusy(SendError):
     """A limit of this process is reached; the broker was not asked."""
 
     summary = "not delivered, too much is under way"
+    is_temporary = True
 
 
 class CellMisconfigured(SendError):
@@ -177,6 +184,8 @@ class CellTimeout(CellMWError):
     :ivar cell: the cell, as the caller named it
     """
 
+    is_temporary = True
+
     def __init__(self, message: str, cell: object = None) -> None:
         super().__init__(message)
         self.cell = cell
@@ -186,6 +195,7 @@ class CellNotKnown(SendError):
     """Which cell the instance is in could not be found out."""
 
     summary = "not delivered, the instance's cell is not known"
+    is_temporary = True
 
 
 class IdentityNotConfirmed(SendError):
@@ -228,3 +238,4 @@ class ShuttingDown(SendError):
     """This process is closing its transports."""
 
     summary = "not delivered, this process is shutting down"
+    is_temporary = True

@@ -19,6 +19,7 @@ from oslo_context import context as oslo_context
 
 from cellmw import (
     exceptions,
+    faults,
     hidden_errors,
     instance_path,
     lenient_path,
@@ -41,9 +42,6 @@ _AMBIGUOUS = Cell("", None, refusal=(exceptions.AmbiguousPath, ""))
 # for.  The pipeline does not change, so the first ones tell.
 _LOOKS_FOR_OTHER_KEY = 1000
 
-_UNAVAILABLE = "The service cannot serve this request now. Try again later."
-_INTERNAL = "The service is not set up to serve this request."
-
 
 class CellMW:
     """The filter: gives each request the queue of its instance's cell.
@@ -58,7 +56,9 @@ class CellMW:
         self, application: WSGIApplication, runtime: runtimes.Runtime
     ) -> None:
         if runtime.settings.nova_cell_cache:
-            application = hidden_errors.Revealing(application, _hidden_answer)
+            application = hidden_errors.Revealing(
+                application, faults.answer_to
+            )
         self._application = application
         self._runtime = runtime
         self._registry = runtimes.registry()
@@ -99,7 +99,9 @@ class CellMW:
         try:
             handle, cell_uuid, database = self._connect(environ, uuid)
         except exceptions.LookupFailed as error:
-            return _unavailable(error)(environ, start_response)
+            answer = faults.answer_to(error)
+            assert answer is not None
+            return answer(environ, start_response)
         context = environ.get(self._context_key)
         if context is None:
             context = self._make_context(environ)
@@ -184,7 +186,7 @@ class CellMW:
                 type(context).__qualname__,
                 type(error).__qualname__,
             )
-        return _fault(500, "computeFault", _INTERNAL)
+        return faults.not_set_up()
 
 
 class _Once:
@@ -200,20 +202,6 @@ class _Once:
             return self._answers.pop()  # one step: no other thread between
         except IndexError:
             return False
-
-
-def _unavailable(error: exceptions.CellMWError) -> webob.Response:
-    response = _fault(503, "serviceUnavailable", _UNAVAILABLE)
-    response.headers["Retry-After"] = error.retry_after_header
-    return response
-
-
-def _fault(code: int, kind: str, message: str) -> webob.Response:
-    """A fault as the compute API has them (api-guide, Faults)."""
-    response = webob.Response(status=code, charset="UTF-8")
-    response.content_type = "application/json"
-    response.json_body = {kind: {"code": code, "message": message}}
-    return response
 
 
 def _respond(
@@ -236,7 +224,7 @@ def _respond(
     except BaseException as error:
         if handle is not None:
             handle.release()
-        answer = _answer_to(error, called)
+        answer = None if called else faults.answer_to(error)
         if answer is None:
             raise
     else:
@@ -247,24 +235,6 @@ def _respond(
             return body
         return _wrap(body, environ, start_response, called, handle)
     return answer(environ, start_response)
-
-
-def _answer_to(
-    error: BaseException, called: list[bool]
-) -> webob.Response | None:
-    """The answer for an error that the application let through, if any."""
-    if (
-        called
-        or not isinstance(error, exceptions.CellMWError)
-        or isinstance(error, exceptions.TransportReleased)
-    ):
-        return None
-    return _unavailable(error)
-
-
-def _hidden_answer(error: exceptions.CellMWError) -> webob.Response | None:
-    """The answer for an error that the application has hidden, if any."""
-    return _answer_to(error, [])
 
 
 def _wrap(
@@ -374,7 +344,7 @@ class _Body:
                 self._iterator = iter(self._body)
             return next(self._iterator)
         except exceptions.CellMWError as error:
-            answer = _answer_to(error, self._called)
+            answer = None if self._called else faults.answer_to(error)
             if answer is None:
                 raise
         self._iterator = iter(answer(self._environ, self._start_response))

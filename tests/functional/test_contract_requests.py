@@ -599,36 +599,70 @@ def test_a_cell_that_is_down_becomes_503_until_the_next_trial(
 
 
 @pytest.mark.parametrize(
-    "error, retry_after",
+    "error, retry_after, can_help",
     [
-        (exceptions.CellMWError("x"), "1"),
-        (exceptions.LookupFailed("x", retry_after=1.2), "2"),
-        (exceptions.CellUnavailable(retry_after=29.01), "30"),
-        (exceptions.CellUnavailable(retry_after=0.0), "1"),
-        (exceptions.DeliveryUncertain(retry_after=7.0), "7"),
-        (exceptions.CellBusy(retry_after=-3.0), "1"),
-        (exceptions.CellMisconfigured(retry_after=9.5), "10"),
-        (exceptions.CellHasNoQueue(), "1"),
-        (exceptions.RPCNotInitialized("x"), "1"),
+        (exceptions.CellMWError("x"), "1", False),
+        (exceptions.LookupFailed("x", retry_after=1.2), "2", True),
+        (exceptions.CellUnavailable(retry_after=29.01), "30", True),
+        (exceptions.CellUnavailable(retry_after=0.0), "1", True),
+        (exceptions.CellBusy(retry_after=-3.0), "1", True),
+        (exceptions.CellNotKnown(), "1", True),
+        (exceptions.ShuttingDown(), "1", True),
+        (exceptions.CellMisconfigured(retry_after=9.5), "10", False),
+        (exceptions.CellHasNoQueue(), "1", False),
+        (exceptions.CellNotFound(), "1", False),
+        (exceptions.IdentityNotConfirmed(), "1", False),
+        (exceptions.AmbiguousPath(), "1", False),
+        (exceptions.RPCNotInitialized("x"), "1", False),
     ],
 )
 def test_each_error_of_ours_becomes_503(
     error: exceptions.CellMWError,
     retry_after: str,
+    can_help: bool,
     service: Services,
     api_database: ApiDatabase,
 ) -> None:
-    instance = api_database.add_instance(api_database.add_cell(ONE))
-    made = service()
-    # With an instance in the path, with one that has no cell, without any.
-    for path in (f"/servers/{instance}", INSTANCE, "/servers"):
-
-        def fail(context: Any) -> None:
-            raise error
-
-        response = made.get(path, fail)
+    for response in answers_to(error, service, api_database):
         is_a_fault(response)
         assert response.headers["Retry-After"] == retry_after
+        assert ("again" in response.text.lower()) is can_help
+
+
+def answers_to(
+    error: exceptions.CellMWError,
+    service: Services,
+    api_database: ApiDatabase,
+) -> Iterator[Any]:
+    """For an instance, for one that has no cell, and without any."""
+    instance = api_database.add_instance(api_database.add_cell(ONE))
+    made = service()
+
+    def fail(context: Any) -> None:
+        raise error
+
+    for path in (f"/servers/{instance}", INSTANCE, "/servers"):
+        yield made.get(path, fail)
+
+
+def test_an_uncertain_delivery_becomes_504_and_invites_no_repetition(
+    service: Services, api_database: ApiDatabase
+) -> None:
+    error = exceptions.DeliveryUncertain(retry_after=7.0)
+    for response in answers_to(error, service, api_database):
+        is_a_gateway_timeout(response)
+
+
+def is_a_gateway_timeout(response: Any) -> None:
+    assert response.status_int == 504
+    assert response.content_type == "application/json"
+    fault = json.loads(response.body)
+    assert fault.keys() == {"gatewayTimeout"}
+    assert fault["gatewayTimeout"].keys() == {"code", "message"}
+    assert fault["gatewayTimeout"]["code"] == 504
+    assert "again" not in fault["gatewayTimeout"]["message"].lower()
+    assert "Retry-After" not in response.headers
+    assert int(response.headers["Content-Length"]) == len(response.body)
 
 
 @pytest.mark.parametrize(
@@ -701,17 +735,23 @@ def test_after_the_response_has_started_they_are_raised_again(
 
 
 @pytest.mark.parametrize("path", [INSTANCE, "/servers"])
-def test_a_generator_that_has_not_started_yet_becomes_503(
+def test_a_generator_that_has_not_started_yet_is_answered_for(
     path: str, make_filter: MakeFilter
 ) -> None:
+    errors: list[exceptions.SendError] = []
+
     def application(environ: Any, start_response: Any) -> Any:
         if environ["REQUEST_METHOD"]:
-            raise exceptions.CellUnavailable("x", retry_after=3)
+            raise errors.pop()
         yield b""
 
-    response = stack.request(make_filter()(application), path)
+    filtered = make_filter()(application)
+    errors.append(exceptions.CellUnavailable("x", retry_after=3))
+    response = stack.request(filtered, path)
     is_a_fault(response)
     assert response.headers["Retry-After"] == "3"
+    errors.append(exceptions.DeliveryUncertain("x", retry_after=3))
+    is_a_gateway_timeout(stack.request(filtered, path))
 
 
 # Contexts

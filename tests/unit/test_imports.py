@@ -23,7 +23,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"cellmw.redaction.*", "cellmw.forks", "cellmw.garbage"}),
     frozenset({"cellmw.durations"}),
     frozenset({"cellmw.exceptions", "cellmw.workers"}),
-    frozenset({"cellmw.instance_path", "cellmw.janitor"}),
+    frozenset({"cellmw.faults", "cellmw.instance_path", "cellmw.janitor"}),
     frozenset({"cellmw.options", "cellmw.lenient_path"}),
     frozenset({"cellmw.configuration"}),
     # What is known of cells and instances.
