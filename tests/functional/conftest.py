@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from oslo_config import cfg
 
 import cellmw
@@ -99,3 +100,27 @@ def serve(memory: None) -> Iterator[stack.Serve]:
             )
 
         yield start
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(
+            kind, marks=() if kind == "sqlite" else pytest.mark.servers
+        )
+        for kind in servers.DATABASES
+    ]
+)
+def pair(
+    request: pytest.FixtureRequest,
+) -> Iterator[tuple[servers.Database, servers.Database]]:
+    """Two databases of one kind: where a cell's was, and where it is now."""
+    make = servers.DATABASES[request.param]
+    with make() as old, make() as new:
+        for database, name in ((old, "old"), (new, "new")):
+            engine = sa.create_engine(database.url, poolclass=sa.NullPool)
+            with engine.begin() as connection:
+                connection.execute(sa.text("CREATE TABLE here (name TEXT)"))
+                connection.execute(
+                    sa.text("INSERT INTO here VALUES (:name)"), {"name": name}
+                )
+        yield old, new

@@ -320,12 +320,13 @@ def test_a_serializer_sees_the_callers_own_context(cells: Cells) -> None:
 
 
 def test_a_context_may_be_a_dict(cells: Cells) -> None:
-    context = {"user": "u", "mq_connection": object(), "cell_uuid": "c"}
+    local = {"mq_connection", "cell_uuid", "db_connection"}
+    context = {"user": "u", **{name: object() for name in local}}
     assert call(client, context) == "default"
     ((_, _, arrived),) = cells.hosts[2].messages
     assert arrived["user"] == "u"
-    assert not {"mq_connection", "cell_uuid"} & arrived.keys()
-    assert context.keys() == {"user", "mq_connection", "cell_uuid"}
+    assert not local & arrived.keys()
+    assert context.keys() == {"user"} | local
 
 
 def test_a_context_that_is_neither_is_an_error(cells: Cells) -> None:

@@ -133,9 +133,9 @@ def test_what_travels_is_a_plain_dict_without_the_two_names(
 
 
 def test_a_dict_that_is_passed_is_not_changed(default: Recorder) -> None:
-    context = {"user": "u", "cell_uuid": "c"}
+    context = {"user": "u", "cell_uuid": "c", "db_connection": "d"}
     client.cast(context, "do")
-    assert context == {"user": "u", "cell_uuid": "c"}
+    assert context == {"user": "u", "cell_uuid": "c", "db_connection": "d"}
 
 
 @pytest.mark.parametrize("context", [None, object(), 7, "text"])

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import contextvars
+import os
 import signal
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -375,6 +377,37 @@ def test_a_call_may_fork() -> None:
     assert scatter_gather(RequestContext(), UUIDS[:3], work) == {
         uuid: uuid for uuid in UUIDS[:3]
     }
+
+
+def test_a_child_that_leaves_its_call_ends(gate: Gate) -> None:
+    ended = threading.Event()
+
+    def work(own: Any) -> int:
+        gate.wait()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
+        if pid == 0:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(5)
+            return -1
+        status = os.waitpid(pid, 0)[1]
+        ended.set()
+        return status
+
+    found: dict[Any, Any] = {}
+    with Threads() as threads:
+        threads.start(
+            lambda: found.update(
+                scatter_gather(RequestContext(), UUIDS[:1], work)
+            )
+        )
+        gate.await_arrival()
+        # While it forks, another thread has the lock.
+        with scatter._threads_here()._lock:
+            gate.open()
+            assert ended.wait(PATIENCE)
+    assert found == {UUIDS[0]: 0}
 
 
 def test_a_cell_that_cannot_be_a_key_is_the_callers_mistake() -> None:

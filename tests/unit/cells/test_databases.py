@@ -78,13 +78,17 @@ def test_the_same_as_long_as_the_url_is(known: Databases, made: Made) -> None:
     assert len(made) == 2
 
 
-def test_another_once_the_url_has_changed(known: Databases) -> None:
+def test_another_once_the_url_has_changed(
+    known: Databases, made: Made
+) -> None:
     first = known.of(cell())
     known.keep_only({UUID: cell(1)})
     # Also for a request that found its cell before.
     second = known.of(cell())
     assert second is not first
     assert known.of(cell(1)) is second
+    assert known.of(cell()) is second
+    assert len(made) == 2
     known.keep_only({UUID: cell(None)})
     assert known.of(cell(1)) is None
 
