@@ -38,7 +38,7 @@ import pytest
 from oslo_log import formatters
 
 from cellmw import redaction
-from cellmw.redaction import records, tracebacks, urls
+from cellmw.redaction import copies, exposure, records, urls
 
 #: What is odd in the passwords of each kind.
 KINDS = {
@@ -334,9 +334,7 @@ PLACES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         records, "_clean_exception", lambda record: None
     ),
     "summaries": lambda patch: _leave_summaries(patch),
-    "variables": lambda patch: patch.setattr(
-        tracebacks, "bare_traceback", lambda traceback: traceback
-    ),
+    "variables": lambda patch: _leave_variables(patch),
     "stacks": lambda patch: patch.setattr(
         records, "_clean_stack", lambda record: None
     ),
@@ -356,6 +354,11 @@ PLACES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
 def _know_nothing(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(redaction.Secrets, "spans", lambda self, text: [])
     patch.setattr(redaction.Secrets, "may_show", lambda self, text: False)
+
+
+def _leave_variables(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(exposure.Look, "at_traceback", lambda self, traceback: None)
+    patch.setattr(copies, "bare_traceback", lambda traceback: traceback)
 
 
 def _leave_summaries(patch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,7 @@ and formatters, and when.  It chains to the factory before it.  It looks at the
 records of all loggers, not only those of the libraries that this package
 calls: a service logs what those libraries raised.
 
-A record that shows no secret stays as it is, but for its exception, which a
-copy without local variables replaces.
+A record that shows no secret stays as it is, and so does its exception.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from cellmw.redaction import exposure
 from cellmw.redaction.arguments import (
     NUMBERS,
     Formatted,
@@ -26,9 +26,10 @@ from cellmw.redaction.arguments import (
     clean,
     clean_args,
 )
+from cellmw.redaction.copies import safe_copy
 from cellmw.redaction.known import KNOWN
-from cellmw.redaction.text import describe, escape, is_clean, scrub
-from cellmw.redaction.tracebacks import bare_copy, bare_traceback
+from cellmw.redaction.text import escape, is_clean, scrub
+from cellmw.redaction.tracebacks import bare_traceback
 
 _Factory = Callable[..., logging.LogRecord]
 
@@ -141,7 +142,9 @@ def _clean_exception(record: logging.LogRecord) -> None:
     info = record.exc_info
     if not isinstance(info, tuple) or not isinstance(info[1], BaseException):
         return
-    copy = _copy_of(info[1])
+    if exposure.is_clean(info[1], info[2]):
+        return
+    copy = safe_copy(info[1])
     traceback = copy.__traceback__
     if info[2] is not info[1].__traceback__:
         traceback = bare_traceback(info[2])
@@ -151,13 +154,6 @@ def _clean_exception(record: logging.LogRecord) -> None:
 def _clean_stack(record: logging.LogRecord) -> None:
     record.exc_text = record.exc_text and scrub(record.exc_text)
     record.stack_info = record.stack_info and scrub(record.stack_info)
-
-
-def _copy_of(error: BaseException) -> BaseException:
-    try:
-        return bare_copy(error)
-    except Exception:
-        return Exception(describe(error))
 
 
 def _guard(owner: Any, name: str, replace: Callable[..., Any]) -> None:
@@ -191,12 +187,14 @@ def _report(
     the record was made.
     """
     error = sys.exc_info()[1]
-    if error is None:
+    copy = None if error is None else safe_copy(error)
+    if copy is error or copy is None:
         original(handler, record)
         return
+    del error
     try:
-        raise _copy_of(error) from None
-    except BaseException as copy:
+        raise copy from None
+    except BaseException as shown:
         # Raising has put the one that is handled here into its chain.
-        copy.__context__ = None
+        shown.__context__ = None
         original(handler, record)

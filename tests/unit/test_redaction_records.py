@@ -27,7 +27,7 @@ from oslo_config import cfg
 from oslo_log import formatters
 from oslo_log import log as oslo_log
 
-from cellmw.redaction import KNOWN, Secret, install, records
+from cellmw.redaction import KNOWN, Secret, copies, install, records
 
 PASSWORD = "hunter-two"
 SHORT = "amqp://nova:guest@h:5672/vh"
@@ -404,9 +404,9 @@ def test_a_traceback_other_than_its_exceptions_own_is_scrubbed(
 def test_an_exception_that_cannot_be_copied_is_told(
     log: _List, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(records, "bare_copy", None)
+    monkeypatch.setattr(copies, "bare_copy", None)
     _fail(_log_failure)
-    assert log.text == "failed\nException: OSError: outer ***\n"
+    assert log.text.endswith("Exception: OSError: outer ***\n")
 
 
 def test_a_record_that_cannot_be_scrubbed_shows_nothing(

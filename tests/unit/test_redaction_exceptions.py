@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import errno
-import gc
+import logging
 import sys
 import traceback
 import types
@@ -16,14 +16,16 @@ import amqp.exceptions
 import kombu.exceptions
 import pytest
 import sqlalchemy.exc
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cellmw import exceptions
-from cellmw.redaction import KNOWN, Secret, tracebacks
-from cellmw.redaction.tracebacks import bare_copy
+from cellmw.redaction import KNOWN, Secret, exposure, records
+from cellmw.redaction.copies import bare_copy
+from tests import odd_urls
 
 PASSWORD = "hunter-two"
+_FACTORY = records._Scrubbing(logging.LogRecord)  # what install() puts in
 
 
 @pytest.fixture(autouse=True)
@@ -293,30 +295,14 @@ def test_numbers_and_texts_on_an_error_stay_for_handlers() -> None:
     assert copy.args == (errno.ENOENT, "gone")
 
 
-def test_objects_on_an_error_do_not_stay() -> None:
-    error: Any = ValueError("x")
+def test_objects_stay_unless_they_show_a_secret() -> None:
+    error: Any = ValueError(PASSWORD)
     error.connection = [PASSWORD]
-    error.password_of = types.SimpleNamespace(password=PASSWORD)
-    assert vars(bare_copy(error)) == {}
-
-
-def test_what_an_error_holds_is_not_kept_alive_by_its_copy() -> None:
-    class Thing:
-        pass
-
-    def fail() -> NoReturn:
-        thing = Thing()
-        things.append(weakref.ref(thing))
-        raise ValueError(thing)
-
-    things: list[weakref.ref[Thing]] = []
-    try:
-        fail()
-    except ValueError as error:
-        copy = bare_copy(error)
-    gc.collect()
-    assert things[0]() is None
-    assert "Thing" in str(copy)
+    error.shows = types.SimpleNamespace(password=PASSWORD)
+    error.response = types.SimpleNamespace(status_code=404)
+    copy: Any = bare_copy(error)
+    assert copy.response is error.response
+    assert copy.connection == copy.shows == "***"
 
 
 def test_a_chain_in_a_circle_is_copied() -> None:
@@ -349,12 +335,6 @@ def test_groups_in_groups_are_copied_up_to_a_limit() -> None:
     assert isinstance(bare_copy(error), ExceptionGroup)
 
 
-def test_our_own_errors_are_copied_on_one_line() -> None:
-    copy = bare_copy(exceptions.CellUnavailable("a\nb", cell_uuid="c"))
-    assert "\n" not in str(copy)
-    assert "a\\nb" in str(copy)
-
-
 def test_code_without_columns_is_copied() -> None:
     def fail() -> NoReturn:
         raise ValueError
@@ -367,6 +347,189 @@ def test_code_without_columns_is_copied() -> None:
         plain()
     assert "^" not in _text(raised.value).splitlines()[-2]
     assert _text(bare_copy(raised.value)) == _text(raised.value)
+
+
+class _Slotted(Exception):
+    __slots__ = ("kept",)
+
+
+class _Reduces(Exception):
+    def __reduce__(self) -> NoReturn:
+        raise AssertionError("nobody copies or pickles it")
+
+
+class _Raising:
+    """A descriptor that nobody may ask."""
+
+    def __get__(self, owner: object, kind: object = None) -> NoReturn:
+        raise AssertionError("nobody may ask this")
+
+    def __set__(self, owner: object, value: object) -> NoReturn:
+        raise AssertionError("nobody may set this")
+
+
+class _Described(Exception):
+    response = _Raising()
+    kept = _Raising()
+
+
+_REGISTRY: list[type] = []
+
+
+class _Registers(Exception):
+    def __init_subclass__(cls) -> None:
+        _REGISTRY.append(cls)
+
+    def __str__(self) -> str:
+        return f"registered: {self.args[0]}"
+
+
+class _Registered(_Registers):
+    pass
+
+
+class _Response:
+    """What a client keeps on its errors."""
+
+    status_code = 404
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __repr__(self) -> str:
+        return f"<Response {self.text}>"
+
+
+_KINDS: tuple[type[Exception], ...] = (
+    *(Exception, ValueError, KeyError, OSError, _Slotted, _Reduces),
+    *(_Described, _Registered, _Unprintable),
+)
+_secret_or_not = st.sampled_from([PASSWORD, "nothing", f"a {PASSWORD} b"])
+_WRAPS: tuple[Callable[[str], object], ...] = (
+    *(str, str.encode, _Response, ValueError),
+    *(lambda s: [s], lambda s: {"a": (s,)}, lambda s: {s}, lambda s: len(s)),
+)
+
+
+@st.composite
+def _errors(draw: st.DrawFn, depth: int = 0) -> Exception:
+    texts = st.builds(
+        lambda wrap, text: wrap(text), st.sampled_from(_WRAPS), _secret_or_not
+    )
+    kind = draw(st.sampled_from(_KINDS))
+    # An OSError of two arguments or more makes something of them.
+    error = kind(*draw(st.lists(texts, min_size=1, max_size=1)))
+    for name in draw(st.lists(st.sampled_from(["a", "b"]), max_size=2)):
+        error.__dict__[name] = draw(texts)
+    if kind is _Slotted:
+        error.kept = draw(texts)  # type: ignore[attr-defined]  # a slot
+    if draw(st.booleans()):
+        error.add_note(draw(_secret_or_not))
+    if depth < 2:
+        inner = _errors(depth + 1)
+        if draw(st.booleans()):
+            error.__cause__ = draw(inner)
+        if draw(st.booleans()):
+            error.__context__ = draw(inner)
+        if draw(st.booleans()):
+            error = ExceptionGroup(draw(_secret_or_not), [error, draw(inner)])
+    return error
+
+
+def _logged(error: BaseException) -> logging.LogRecord:
+    info = (type(error), error, error.__traceback__)
+    return _FACTORY("nova", 40, "f", 1, "failed", (), info)
+
+
+def _everything(error: BaseException) -> str:
+    """All that any handler could show of an exception."""
+    shown = _text(error, capture_locals=True)
+    for one in _all_of(error):
+        shown += f"{one.args!r} {vars(one)!r}"
+        if isinstance(one, _Slotted):
+            shown += repr(one.kept)  # type: ignore[attr-defined]  # a slot
+    return shown
+
+
+@settings(
+    max_examples=odd_urls.COUNT // 20,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+@given(_errors(), st.booleans())
+def test_an_exception_is_the_same_if_it_is_clean_and_shows_nothing_if_not(
+    error: Exception, has_variable: bool
+) -> None:
+    registered = len(_REGISTRY)
+    _raised_with(error, PASSWORD if has_variable else "nothing")
+    before = _everything(error)
+    record = _logged(error)
+    assert record.exc_info is not None
+    shown = record.exc_info[1]
+    assert shown is not None
+    if PASSWORD in before:
+        assert PASSWORD not in _everything(shown)
+        assert type(shown).__name__ == type(error).__name__ or (
+            type(shown) is Exception
+        )
+    else:
+        assert shown is error
+        assert record.exc_info[2] is error.__traceback__
+    assert _everything(error) == before
+    assert len(_REGISTRY) == registered
+
+
+def _raised_with(error: Exception, password: str) -> None:
+    variable = [password]
+    try:
+        raise error
+    except Exception:
+        del password
+        assert variable
+
+
+def test_a_filter_finds_what_an_error_keeps() -> None:
+    # As requests.HTTPError does.
+    error: Any = OSError("404 for http://h/")
+    error.response = _Response("clean")
+
+    class Filter(logging.Filter):
+        def filter(self, record: logging.LogRecord) -> bool:
+            shown: Any = record.exc_info and record.exc_info[1]
+            return bool(shown.response.status_code != 404)
+
+    assert not Filter().filter(_logged(error))
+    # And what is clean on one that is not.
+    error.request = f"http://u:{PASSWORD}@h/"
+    record = _logged(error)
+    assert not Filter().filter(record)
+    assert record.exc_info is not None
+    shown: Any = record.exc_info[1]
+    assert shown.response is error.response
+    assert shown.request == "http://***@h/"
+
+
+def test_a_base_that_registers_its_classes_gets_none_of_ours() -> None:
+    before = len(_REGISTRY)
+    copy = bare_copy(_Registered(PASSWORD))
+    assert str(copy) == "registered: ***"
+    assert type(copy).__name__ == "_Registered"
+    assert len(_REGISTRY) == before
+
+
+def test_what_a_frame_lets_go_is_not_kept_alive() -> None:
+    class Thing:
+        pass
+
+    thing: Thing | None = Thing()
+    gone = weakref.ref(thing)
+    try:
+        raise ValueError("clean")
+    except ValueError as error:
+        record = _logged(error)
+    assert record.exc_info is not None
+    thing = None
+    assert gone() is None
 
 
 def test_an_endless_traceback_is_cut() -> None:
@@ -384,4 +547,4 @@ def test_an_endless_traceback_is_cut() -> None:
     finally:
         sys.setrecursionlimit(limit)
     frames = list(traceback.walk_tb(copy.__traceback__))
-    assert len(frames) == tracebacks._MOST_FRAMES
+    assert len(frames) == exposure.MOST_FRAMES

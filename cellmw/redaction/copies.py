@@ -1,0 +1,195 @@
+# Licensed under the Apache License, Version 2.0; see the file LICENSE.
+"""Copy an exception that shows a secret, without what shows it.
+
+The copy is of the same class, or of one that derives from it, and has its
+name.  It keeps the attributes that show nothing.  Its frames print as the same
+file, line and marks, and hold no variables.  The chain, the notes and the
+members of groups are copied the same way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from typing import Any
+
+from cellmw.redaction import exposure, urls
+from cellmw.redaction.text import describe, scrub
+from cellmw.redaction.tracebacks import bare_traceback
+
+_DEEPEST_GROUP = 20
+_TEXT = "_cellmw_text"
+
+
+def safe_copy(error: BaseException) -> BaseException:
+    """Return the exception itself if it shows no secret, or else a copy.
+
+    Never raises.
+    """
+    try:
+        if exposure.is_clean(error):
+            return error
+        return bare_copy(error)
+    except Exception:
+        return Exception(describe(error))
+
+
+def bare_copy(error: BaseException) -> BaseException:
+    """Return a copy of an exception, with its chain, that is safe to show."""
+    copies = _Copies()
+    copy = copies.of(error)
+    copies.link()
+    if exposure.is_clean(copy):
+        return copy
+    return Exception(describe(error))
+
+
+class _Copies:
+    """The copies of the exceptions of one chain, each made once."""
+
+    def __init__(self) -> None:
+        self._made: dict[int, BaseException] = {}
+        self._originals: list[BaseException] = []
+
+    def of(self, error: BaseException, depth: int = 0) -> BaseException:
+        made = self._made.get(id(error))
+        if made is not None:
+            return made
+        if (
+            len(self._originals) >= exposure.MOST_ERRORS - 1
+            or depth > _DEEPEST_GROUP
+        ):
+            return Exception("(more errors)")
+        members = None
+        if isinstance(error, BaseExceptionGroup):
+            members = [
+                self.of(member, depth + 1) for member in error.exceptions
+            ]
+        copy = _copy_one(error, members)
+        _set(copy, "__traceback__", bare_traceback(error.__traceback__))
+        self._made[id(error)] = copy
+        self._originals.append(error)
+        return copy
+
+    def link(self) -> None:
+        # Grows while it is iterated over: a chain may be a long one.
+        for error in self._originals:
+            copy = self._made[id(error)]
+            if error.__cause__ is not None:
+                _set(copy, "__cause__", self.of(error.__cause__))
+            if error.__context__ is not None:
+                _set(copy, "__context__", self.of(error.__context__))
+            _set(copy, "__suppress_context__", error.__suppress_context__)
+
+
+# Whatever the class itself does when somebody sets something.
+_set = BaseException.__setattr__
+
+
+def _copy_one(
+    error: BaseException, members: list[BaseException] | None
+) -> BaseException:
+    try:
+        text = scrub(str(error))
+    except Exception:
+        # The words of the traceback module.
+        text = "<exception str() failed>"
+    args = tuple(_kept(arg) for arg in error.args)
+    if members is not None:
+        args = (_kept(error.args[0]), members)
+    for kind in _kinds(type(error)):
+        with contextlib.suppress(Exception):
+            copy = _new(kind, args)
+            _fill(copy, error, text)
+            if str(copy) == text:
+                return copy
+    return Exception(text)
+
+
+def _kinds(kind: type[BaseException]) -> tuple[type[BaseException], ...]:
+    # mypy takes the __hash__ of the instances for that of the class.
+    shown = _derived(kind)  # type: ignore[arg-type]
+    methods = (kind.__str__, kind.__repr__)
+    if any(hasattr(method, "__code__") for method in methods):
+        # Its own text needs what the copy may lack.
+        return (shown,)
+    return kind, shown
+
+
+@functools.lru_cache(maxsize=256)
+def _derived(kind: type[BaseException]) -> type[BaseException]:
+    """Make a class that looks like this one, and shows a text of ours.
+
+    It derives from the first base that does not notice: some register each
+    class that derives from them.
+    """
+    namespace = {
+        "__module__": kind.__module__,
+        "__qualname__": kind.__qualname__,
+        "__str__": _show,
+        "__repr__": BaseException.__repr__,
+    }
+    base = next(base for base in kind.__mro__ if _takes_no_notice(base))
+    return type(kind.__name__, (base,), namespace)
+
+
+def _takes_no_notice(kind: type) -> bool:
+    return type(kind) is type and not any(
+        "__init_subclass__" in vars(base)
+        for base in kind.__mro__
+        if base is not object
+    )
+
+
+def _show(error: BaseException) -> str:
+    text: str = error.__dict__[_TEXT]
+    return text
+
+
+def _new(kind: type[BaseException], args: tuple[Any, ...]) -> BaseException:
+    builtin = next(b for b in kind.__mro__ if b.__module__ == "builtins")
+    copy = builtin.__new__(kind, *args)
+    if type(copy) is not kind:
+        raise TypeError(kind)
+    assert isinstance(copy, BaseException)
+    return copy
+
+
+def _fill(copy: BaseException, error: BaseException, text: str) -> None:
+    """Give a copy what handlers may look at, as far as it shows nothing."""
+    for name, value, descriptor in exposure.attributes(error):
+        if name == "__notes__":
+            # Their texts are made while they are printed.
+            copy.__dict__[name] = _notes(value)
+        elif descriptor is None:
+            copy.__dict__[name] = _kept(value)
+        else:
+            # Some can only be read.
+            with contextlib.suppress(Exception):
+                _set_member(copy, descriptor, value)
+    if "__str__" in vars(type(copy)) and vars(type(copy))["__str__"] is _show:
+        copy.__dict__[_TEXT] = text
+
+
+def _set_member(copy: BaseException, descriptor: Any, value: Any) -> None:
+    try:
+        # An OSError shows whatever was set, None as well.
+        if descriptor.__get__(copy) is value:
+            return
+    except AttributeError:
+        pass
+    descriptor.__set__(copy, _kept(value))
+
+
+def _notes(notes: Any) -> list[str]:
+    if isinstance(notes, (list, tuple)):
+        return [scrub(str(note)) for note in notes]
+    return [scrub(repr(notes))]
+
+
+def _kept(value: Any) -> Any:
+    if exposure.shows_nothing(value):
+        return value
+    if isinstance(value, str):
+        return scrub(str.__str__(value))
+    return urls.HIDDEN
