@@ -16,12 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import webob
 
-from cellmw import exceptions
+from cellmw import exceptions, faults
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
-
-    Answer = Callable[[exceptions.CellMWError], webob.Response | None]
 
 _GATEWAY_TIMEOUT = 504
 
@@ -29,17 +27,16 @@ _GATEWAY_TIMEOUT = 504
 class _Noted:
     """The answer to the errors of one request."""
 
-    __slots__ = ("_answer_to", "answer")
+    __slots__ = ("answer",)
 
-    def __init__(self, answer_to: Answer) -> None:
-        self._answer_to = answer_to
+    def __init__(self) -> None:
         self.answer: webob.Response | None = None
 
     def note(self, error: exceptions.CellMWError) -> None:
         # Once a message may have arrived, no later error invites a retry.
         last = self.answer
         if last is None or last.status_int != _GATEWAY_TIMEOUT:
-            self.answer = self._answer_to(error) or last
+            self.answer = faults.answer_to(error) or last
 
 
 _current: contextvars.ContextVar[_Noted | None] = contextvars.ContextVar(
@@ -64,20 +61,16 @@ class Revealing:
     response that starts after the application has returned is left alone.
 
     :param application: the one that hides errors
-    :param answer_to: gives the answer to an error; None where there is none
     """
 
-    def __init__(
-        self, application: WSGIApplication, answer_to: Answer
-    ) -> None:
+    def __init__(self, application: WSGIApplication) -> None:
         self._application = application
-        self._answer_to = answer_to
 
     def __call__(
         self, environ: WSGIEnvironment, start_response: StartResponse
     ) -> Iterable[bytes]:
         """Serve one request (PEP 3333)."""
-        noted = _Noted(self._answer_to)
+        noted = _Noted()
         running = True
         hidden = False
 

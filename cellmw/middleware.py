@@ -56,9 +56,7 @@ class CellMW:
         self, application: WSGIApplication, runtime: runtimes.Runtime
     ) -> None:
         if runtime.settings.nova_cell_cache:
-            application = hidden_errors.Revealing(
-                application, faults.answer_to
-            )
+            application = hidden_errors.Revealing(application)
         self._application = application
         self._runtime = runtime
         self._registry = runtimes.registry()

@@ -18,7 +18,7 @@ import oslo_messaging
 import pytest
 
 import cellmw
-from cellmw import exceptions, runtime
+from cellmw import exceptions, runtime, testing
 from cellmw.cells import tables
 from cellmw.cells.mapping import CELL0_UUID
 from tests import fake_nova
@@ -247,6 +247,16 @@ def test_a_hidden_refusal_is_answered(memory_site: Site) -> None:
     assert response.status_int == 503
     assert int(response.headers["Retry-After"]) >= 1
     assert response.json["serviceUnavailable"]["code"] == 503
+
+
+def test_a_hidden_uncertain_delivery_is_answered(memory_site: Site) -> None:
+    testing.broker("one").lose_confirms()
+    response = memory_site.request(
+        lambda: memory_site.send(memory_site.target(), "an-instance"),
+    )
+    assert response.status_int == 504
+    assert "Retry-After" not in response.headers
+    assert response.json["gatewayTimeout"]["code"] == 504
 
 
 def test_a_hidden_failure_to_target_is_answered(memory_site: Site) -> None:

@@ -6,21 +6,13 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
-import webob
 
 from cellmw import exceptions, hidden_errors
 from tests.functional import stack
 
-DOWN = exceptions.CellUnavailable("it is down")
+DOWN = exceptions.CellUnavailable("it is down", retry_after=7.0)
 UNCERTAIN = exceptions.DeliveryUncertain("no confirm")
 RELEASED = exceptions.TransportReleased()
-
-
-def answer_to(error: exceptions.CellMWError) -> webob.Response | None:
-    if isinstance(error, exceptions.TransportReleased):
-        return None
-    uncertain = isinstance(error, exceptions.DeliveryUncertain)
-    return webob.Response(str(error), status=504 if uncertain else 503)
 
 
 def serve(handler: Callable[[], Any], status: str = "500 Hidden") -> Any:
@@ -31,7 +23,7 @@ def serve(handler: Callable[[], Any], status: str = "500 Hidden") -> Any:
         start_response(status, [("X-From", "application")])
         return [b"hidden"]
 
-    revealing = hidden_errors.Revealing(application, answer_to)
+    revealing = hidden_errors.Revealing(application)
     return stack.request(revealing, "/")
 
 
@@ -46,7 +38,8 @@ def noting(*errors: exceptions.CellMWError) -> Callable[[], None]:
 def test_a_500_gives_way_to_the_answer_to_our_error() -> None:
     response = serve(noting(DOWN))
     assert response.status_int == 503
-    assert response.text == str(DOWN)
+    assert response.headers["Retry-After"] == "7"
+    assert response.json["serviceUnavailable"]["code"] == 503
     assert "X-From" not in response.headers
 
 
@@ -79,8 +72,8 @@ def test_what_may_have_arrived_outweighs_what_did_not(
 
 
 def test_the_last_error_is_answered() -> None:
-    last = exceptions.CellBusy("too many")
-    assert serve(noting(DOWN, last)).text == str(last)
+    last = exceptions.CellBusy("too many", retry_after=9.0)
+    assert serve(noting(DOWN, last)).headers["Retry-After"] == "9"
 
 
 def test_an_error_is_forgotten_with_its_request() -> None:
@@ -140,10 +133,8 @@ def test_the_body_of_the_hidden_response_is_closed() -> None:
         start_response("500 Hidden", [])(b"written")
         return body
 
-    response = stack.request(
-        hidden_errors.Revealing(application, answer_to), "/"
-    )
-    assert (response.text, body.closed) == (str(DOWN), 1)
+    response = stack.request(hidden_errors.Revealing(application), "/")
+    assert (response.status_int, body.closed) == (503, 1)
 
 
 def test_a_body_that_is_not_replaced_is_the_very_same() -> None:
@@ -154,7 +145,7 @@ def test_a_body_that_is_not_replaced_is_the_very_same() -> None:
         start_response("200 OK", [])
         return body
 
-    revealing = hidden_errors.Revealing(application, answer_to)
+    revealing = hidden_errors.Revealing(application)
     given = revealing(stack.environ_of("/"), lambda *args: lambda data: None)
     assert given is body
     assert body.closed == 0
@@ -170,9 +161,7 @@ def test_a_response_that_starts_after_the_return_is_left_alone() -> None:
 
         return lazy()
 
-    response = stack.request(
-        hidden_errors.Revealing(application, answer_to), "/"
-    )
+    response = stack.request(hidden_errors.Revealing(application), "/")
     assert (response.status, response.body) == ("500 Late", b"late")
 
 
@@ -183,7 +172,5 @@ def test_a_500_that_the_application_takes_back_is_not_replaced() -> None:
         start_response("200 OK", [])
         return [b"mended"]
 
-    response = stack.request(
-        hidden_errors.Revealing(application, answer_to), "/"
-    )
+    response = stack.request(hidden_errors.Revealing(application), "/")
     assert (response.status_int, response.body) == (200, b"mended")
