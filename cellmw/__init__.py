@@ -6,7 +6,9 @@ here is what users of the package need; see the documentation.
 """
 
 import importlib
+import types
 import warnings
+from typing import TYPE_CHECKING, Any
 
 # oslo.messaging imports eventlet where it is installed, which then says on
 # standard error that it is deprecated.  Nobody who runs one of the commands
@@ -15,14 +17,10 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", r"\s*Eventlet is deprecated")
     importlib.import_module("oslo_messaging")
 
+from cellmw import context as contexts
 from cellmw.cells.mapping import CellMapping, KnownCell
-
-# The function hides the package of this name as an attribute: in here, and
-# only here, "from cellmw import cells" gives the function.  Modules are
-# imported with "from cellmw.cells import ..." as ever.
 from cellmw.context import (
     RequestContext,
-    cells,
     forget_instance,
     refresh_cells,
     target_cell,
@@ -38,6 +36,23 @@ from cellmw.exceptions import (
     TransportReleased,
 )
 from cellmw.scatter import scatter_gather
+
+if TYPE_CHECKING:
+    from cellmw.context import cells
+else:
+    from cellmw import cells
+
+    class _Cells(types.ModuleType):
+        """The package ``cellmw.cells``, which is the function as well.
+
+        A function in its place would hide the modules of the package.
+        """
+
+        def __call__(self, context: Any) -> list[KnownCell]:
+            """The known cells; see :func:`cellmw.context.cells`."""
+            return contexts.cells(context)
+
+    cells.__class__ = _Cells
 
 __all__ = [
     "CellBusy",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import pickle
 from collections.abc import Iterator
 from typing import Any
@@ -286,6 +287,12 @@ def test_the_cells_come_in_the_order_of_their_ids(
         assert hash(cell)
         with contexts.target_cell(connected(), cell) as cell_context:
             assert cell_context.cell_uuid == cell.uuid
+
+
+def test_the_function_does_not_hide_the_package_of_its_name() -> None:
+    package: Any = importlib.import_module("cellmw.cells")
+    assert package.store is store
+    assert cellmw.cells is package
 
 
 def test_asking_for_the_cells_wants_a_filter() -> None:
