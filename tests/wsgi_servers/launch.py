@@ -24,6 +24,7 @@ from tests import servers
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULE = "tests.wsgi_servers.service"
+_SEARCH_PATH = f"{ROOT}:{sysconfig.get_paths()['purelib']}"
 _APACHE_MODULES = Path("/usr/lib/apache2/modules")
 # Apache refuses to serve as root.  Its user may read the checkout anyway.
 _CAPABILITIES = "+dac_override,+dac_read_search"
@@ -242,7 +243,9 @@ class Running:
         self._environment = {
             **os.environ,
             **({"SERVICE_VALIDATE": "1"} if server.validates else {}),
-            "PYTHONPATH": str(ROOT),
+            # uWSGI's reload starts the interpreter of the virtual
+            # environment's base; Apache has one of its own.
+            "PYTHONPATH": _SEARCH_PATH,
             "SERVICE_PASTE_FILE": str(paste),
             "SERVICE_CONFIG_FILE": str(config),
         }
@@ -268,14 +271,12 @@ class Running:
             )
 
     def _configure_apache(self, folder: Path) -> None:
-        path = f"{ROOT}:{sysconfig.get_paths()['purelib']}"
-        values = {"path": path}
         (folder / "apache.conf").write_text(
             _APACHE.format(
                 folder=folder,
                 port=self.port,
                 modules=_APACHE_MODULES,
-                apache=self.server.apache.format(**values),
+                apache=self.server.apache.format(path=_SEARCH_PATH),
             ),
             "utf-8",
         )

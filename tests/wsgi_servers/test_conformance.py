@@ -281,6 +281,7 @@ def test_a_reload_loses_nothing(site: Site) -> None:
 
 
 def test_sigterm_in_the_middle_of_a_call(site: Site) -> None:
+    assert site.get("cast") == (200, b"cast")
     site.host.go_on.clear()
     answers: list[Any] = []
 
