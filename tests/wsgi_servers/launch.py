@@ -339,7 +339,7 @@ def _require(server: Server) -> None:
         if importlib.util.find_spec(server.needs) is None:
             servers.missing(
                 f"{server.needs} is not installed",
-                "pip install 'cellmw[test-servers]'",
+                "pip install 'cellmw[test]'",
             )
     elif not (shutil.which("apache2") and any(_wsgi_modules())):
         servers.missing(
