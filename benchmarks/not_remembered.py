@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from oslo_config import cfg
 
 from benchmarks import _measure
-from cellmw.cells import store
+from cellmw.cells import engines, store
 from cellmw.cells.tables import instance_mappings
 from cellmw.workers import Workers
 from tests import servers
@@ -97,8 +97,8 @@ def main() -> int:
     conf([], default_config_files=[])
     with servers.mariadb_database() as database:
         fill(database)
-        engine = store.make_engine(conf, database.url, timeout=5.0)
-        ours = store.make_engine(
+        engine = engines.make_engine(conf, database.url, timeout=5.0)
+        ours = engines.make_engine(
             conf, database.url, timeout=5.0, for_reading=True
         )
         core = sa.create_engine(database.url)

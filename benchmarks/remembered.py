@@ -57,7 +57,7 @@ class Cells:
     def cells(self) -> Iterable[CellMapping]:
         return self._rows
 
-    def cell_id_of(self, instance_uuid: str) -> int | None:
+    def cell_of(self, instance_uuid: str) -> tuple[int, str | None] | None:
         raise AssertionError(f"{instance_uuid} is not remembered")
 
 

@@ -16,7 +16,7 @@ from oslo_config import cfg
 
 from benchmarks import _measure
 from benchmarks.not_remembered import fill
-from cellmw.cells import store
+from cellmw.cells import engines, store
 from cellmw.cells.mapping import CellMapping
 from cellmw.workers import Workers
 from tests import servers
@@ -35,9 +35,9 @@ class Counted:
         self.cells_read += 1
         return self._source.cells()
 
-    def cell_id_of(self, instance_uuid: str) -> int | None:
+    def cell_of(self, instance_uuid: str) -> tuple[int, str | None] | None:
         self.instances_read += 1
-        return self._source.cell_id_of(instance_uuid)
+        return self._source.cell_of(instance_uuid)
 
 
 def stampede(
@@ -75,9 +75,9 @@ def main() -> int:
     met = True
     with servers.mariadb_database() as database:
         fill(database)
-        engine = store.make_engine(conf, database.url, timeout=60.0)
+        engine = engines.make_engine(conf, database.url, timeout=60.0)
         source = store.Store(lambda: engine)
-        source.cell_id_of(instance_uuid(1))
+        source.cell_of(instance_uuid(1))
         for method in ("GET", "POST"):
             results = [
                 stampede(source, options.count, method)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from oslo_config import cfg
 
 from cellmw import configuration, nova, options, redaction, runtime
-from cellmw.cells import databases, store
+from cellmw.cells import databases, engines
 from cellmw.exceptions import ConfigurationError
 from cellmw.middleware import CellMW
 from cellmw.observe import Observing
@@ -95,7 +95,7 @@ def _prepare(
 ) -> options.Settings:
     """Have ready what the settings need; gives the settings that hold."""
     oslo.prepare(conf)
-    store.register_options(conf)
+    engines.register_options(conf)
     if settings.mode == "observe":
         # It leaves contexts and Nova alone.
         settings = dataclasses.replace(
@@ -211,17 +211,17 @@ def _database(conf: cfg.ConfigOpts, connection: Any) -> redaction.Secret:
             "value; accepted: a database URL, as a string"
         )
     url = connection or redaction.Secret(
-        store.option(conf, "connection") or ""
+        engines.option(conf, "connection") or ""
     )
     if not url:
         raise ConfigurationError(
             "cellmw: no API database is configured; set connection in "
-            f"[{store.GROUP}] of the service's configuration, or "
+            f"[{engines.GROUP}] of the service's configuration, or "
             f"{options.PASTE_DATABASE_OPTION} in the filter's paste section "
             f"({configuration.tell_files_of(conf)})"
         )
     # Made and thrown away: it imports the driver, so that the first request
     # does not pay for that, and finds out what cannot work.  It connects to
     # nothing.
-    store.make_engine(conf, connection)
+    engines.make_engine(conf, connection)
     return url

@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 from oslo_config import cfg
 
 from cellmw import nova, redaction
-from cellmw.cells import databases, store
+from cellmw.cells import databases, engines
 from cellmw.forks import keep_for_ever
 from cellmw.options import Settings
 from cellmw.process import Process
@@ -80,7 +80,7 @@ class Runtime:
 
     def make_engine(self) -> Any:
         """The engine of the API database.  Blocks; see oslo.db."""
-        return store.make_engine(
+        return engines.make_engine(
             self.conf,
             self._connection,
             timeout=self.settings.lookup_timeout,
@@ -99,7 +99,9 @@ class Runtime:
         settings = self.settings
         if not (settings.db_connection or settings.nova_cell_cache):
             return None
-        return _secret(store.option(self.conf, "connection", databases.GROUP))
+        return _secret(
+            engines.option(self.conf, "connection", databases.GROUP)
+        )
 
     def process(self) -> Process:
         """The state of the calling process, made on first use."""

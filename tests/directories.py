@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from cellmw.cells import directory
 from cellmw.cells.mapping import Cell, CellMapping, expand
+from cellmw.cells.questions import Question
 from cellmw.redaction import Secret
 from cellmw.workers import Job, Workers
 
@@ -33,6 +34,41 @@ class Inline(Workers):
     def start(self, job: Job) -> None:
         job.run()
         job.finish()
+
+
+class Prompt(Workers):
+    """Does each job in another thread, before :meth:`start` returns."""
+
+    def start(self, job: Job) -> None:
+        thread = threading.Thread(target=job.run)
+        thread.start()
+        thread.join()
+        job.finish()
+
+
+class Later(Prompt):
+    """Does questions at once, and other jobs when the test says so.
+
+    :param refuse: there is no thread for other jobs
+    """
+
+    def __init__(self, *, refuse: bool = False) -> None:
+        super().__init__()
+        self._refuse = refuse
+        self._jobs: list[Job] = []
+
+    def start(self, job: Job) -> None:
+        if isinstance(job, Question):
+            super().start(job)
+        elif self._refuse:
+            NoThreads().start(job)
+        else:
+            self._jobs.append(job)
+
+    def do_the_rest(self) -> None:
+        for job in self._jobs:
+            super().start(job)
+            assert job.error is None
 
 
 class Held(Workers):
@@ -108,10 +144,17 @@ class Database:
     def cells(self) -> Iterable[CellMapping]:
         return self._answer("cells", lambda: list(self.rows.values()))
 
-    def cell_id_of(self, instance_uuid: str) -> int | None:
-        return self._answer(
-            instance_uuid, lambda: self.instances.get(instance_uuid)
-        )
+    def cell_of(self, instance_uuid: str) -> tuple[int, str | None] | None:
+        def look() -> tuple[int, str | None] | None:
+            number = self.instances.get(instance_uuid)
+            if number is None:
+                return None
+            uuids = [
+                row.uuid for row in self.rows.values() if row.id == number
+            ]
+            return number, uuids[0] if uuids else None
+
+        return self._answer(instance_uuid, look)
 
     def _answer(self, what: str, look: Callable[[], _Answer]) -> _Answer:
         with self._lock:
@@ -156,7 +199,7 @@ def make(
         **settings,
     }
     # Workers without a thread are false.
-    workers = Inline() if workers is None else workers
+    workers = Prompt() if workers is None else workers
     return directory.Directory(database, workers=workers, **settings)
 
 

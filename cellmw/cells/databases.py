@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from oslo_config import cfg
 
 from cellmw import exceptions, redaction
-from cellmw.cells import store
+from cellmw.cells import engines
 from cellmw.cells.mapping import Cell
 from cellmw.forks import keep_for_ever
 from cellmw.redaction import Secret
@@ -29,7 +29,7 @@ GROUP = "database"
 
 # Only services that use db_connection need it; it takes the ORM along.
 _FACADE = "oslo_db.sqlalchemy.enginefacade"
-_OPTIONS = (*store.ENGINE_OPTIONS, "connection_parameters")
+_OPTIONS = (*engines.ENGINE_OPTIONS, "connection_parameters")
 
 
 def prepare(conf: cfg.ConfigOpts) -> None:
@@ -39,9 +39,9 @@ def prepare(conf: cfg.ConfigOpts) -> None:
 
     :raises ConfigurationError: an option has a bad value, which is not shown
     """
-    store.register_options(conf, GROUP)
+    engines.register_options(conf, GROUP)
     for name in ("connection", *_OPTIONS):
-        store.option(conf, name, GROUP)
+        engines.option(conf, name, GROUP)
     importlib.import_module(_FACADE)
 
 
@@ -62,7 +62,7 @@ def make(conf: cfg.ConfigOpts, url: Secret) -> Any:
         # Else oslo.db tries to connect, again and again, under a lock.
         max_retries=0,
         thread_checkin=False,
-        **{name: store.option(conf, name, GROUP) for name in _OPTIONS},
+        **{name: engines.option(conf, name, GROUP) for name in _OPTIONS},
     )
 
     def connect(
@@ -210,7 +210,7 @@ class _Database:
         self.url = url = cell.database
         self.is_retired = False
         self._engines: list[sa.Engine] = []
-        problem = store.problem_of(url) if isinstance(url, Secret) else url
+        problem = engines.problem_of(url) if isinstance(url, Secret) else url
         if problem or not isinstance(url, Secret):
             self.manager: Any = _Unusable(cell, problem or "")
             return

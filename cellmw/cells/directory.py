@@ -5,7 +5,9 @@ The cells, of which there are tens to thousands, are known as one snapshot
 that one query reads anew.  Instances are asked for one at a time and
 remembered for ``instance_cache_ttl``.  What is remembered of an instance is
 the cell, not its connection information: that comes from the snapshot, so a
-new URL holds for all instances of its cell at once.
+new URL holds for all instances of its cell at once.  A cell is known by its
+UUID, which the query for an instance reads too: the id in an instance's
+mapping may have been another cell's when the snapshot was read.
 
 The directory owns what it remembers and the questions that it has asked; the
 database and the threads are lent to it.  It belongs to one process: after a
@@ -31,13 +33,9 @@ from cellmw.cells.instances import (
     pack,
 )
 from cellmw.cells.mapping import Cell, CellMapping
-from cellmw.cells.questions import (
-    Deadline,
-    Outage,
-    Question,
-    Questions,
-    describe,
-)
+from cellmw.cells.outage import Deadline, Outage, describe
+from cellmw.cells.questions import Question, Questions
+from cellmw.cells.snapshot import Snapshot
 from cellmw.durations import Durations
 from cellmw.workers import Workers
 
@@ -82,8 +80,13 @@ class Source(Protocol):
         """All cell mappings, read with one query."""
         ...
 
-    def cell_id_of(self, instance_uuid: str) -> int | None:
-        """``id`` of the cell mapping, None where there is none or no cell."""
+    def cell_of(self, instance_uuid: str) -> tuple[int, str | None] | None:
+        """The cell that an instance is in, read with one query.
+
+        :returns: ``id`` and UUID of the cell mapping, the UUID None where
+            there is no mapping with this id; None: the instance has no
+            mapping, or no cell yet
+        """
         ...
 
 
@@ -150,7 +153,6 @@ class Directory:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._source = source
-        self._expand = expand
         self._timeout = lookup_timeout
         self._interval = cell_refresh_interval
         # For how long an outage is, after somebody has seen to it.
@@ -170,18 +172,12 @@ class Directory:
         self._instances = Instances(
             ttl=instance_cache_ttl, size=instance_cache_size
         )
-        # The snapshot.  A cell keeps its index for good, also while it is
-        # gone: an entry of an instance must never come to mean another cell.
-        # Only who holds the lock changes these; readers take each as it is.
+        self._workers = workers
+        self._snapshot = Snapshot(expand)
+        # Only the holder of this lock changes what follows.
         self._installing = threading.Lock()
         self._installed = 0
-        self._slots: list[Cell | None] = []
-        self._index_of: dict[str, int] = {}
-        self._rows: dict[str, CellMapping] = {}
-        self._by_uuid: dict[str, Cell] = {}
-        self._by_id: dict[int | None, int] = {}
-        self._gone: dict[int | None, Cell] = {}
-        self._missing: dict[int | str, float] = {}
+        self._missing: dict[str, float] = {}
         self._read_at = _NEVER
         self._fresh_until = _NEVER
         # Entries of instances above this hold until then at least.
@@ -231,7 +227,7 @@ class Directory:
             if packed is not None and (
                 packed > self._lasting or packed >> INDEX_BITS > now * TICKS
             ):
-                cell = self._slots[packed & INDEX_MASK]
+                cell = self._snapshot.slots[packed & INDEX_MASK]
                 if cell is not None:
                     self._hits += 1
                     return cell
@@ -256,18 +252,12 @@ class Directory:
         """
         now = self._clock()
         if self._read_at <= now < self._fresh_until:
-            cell = self._by_uuid.get(cell_uuid)
+            cell = self._snapshot.cells.get(cell_uuid)
             if cell is not None:
                 return cell
         deadline = self._deadline(timeout)
         self._be_current(deadline)
-        look_up = self._with_uuid_or_name if or_name else self._with_uuid
-        cell = look_up(cell_uuid)
-        if cell is None and not self._is_missing(cell_uuid):
-            self._read_now(deadline)
-            cell = look_up(cell_uuid)
-            if cell is None:
-                self._note_missing(cell_uuid)
+        cell = self._cell_of(cell_uuid, deadline, or_name=or_name)
         if cell is None:
             raise exceptions.CellNotFound(
                 cell_uuid=cell_uuid, retry_after=self.refresh_due_in()
@@ -283,7 +273,7 @@ class Directory:
             answer
         """
         self._be_current(self._deadline(None))
-        return list(self._rows.values())
+        return list(self._snapshot.rows.values())
 
     def refresh(self, *, timeout: float | None = None) -> None:
         """Read the cell mappings now.
@@ -310,7 +300,7 @@ class Directory:
     def remembered_for(self, instance_uuid: str) -> float | None:
         """For how many seconds an instance is remembered; None: it is not."""
         entry = self._instances.entry(instance_uuid, self._clock())
-        if entry is None or self._slots[entry[0]] is None:
+        if entry is None or self._snapshot.slots[entry[0]] is None:
             return None
         return entry[1]
 
@@ -323,7 +313,7 @@ class Directory:
         load = self._questions.load()
         age = self._age()
         return Stats(
-            cells=len(self._by_uuid),
+            cells=len(self._snapshot.rows),
             snapshot_age=age if math.isfinite(age) else None,
             reachable=not self._cells_outage.lasting,
             instances=len(self._instances),
@@ -373,52 +363,57 @@ class Directory:
             raise self._failure(cause)
         if question.result is None:
             return None
-        return self._cell_with_id(question.result, deadline)
+        cell_id, cell_uuid = question.result
+        cell = None
+        if cell_uuid is not None:
+            cell = self._cell_of(cell_uuid, deadline)
+        return cell or self._snapshot.gone(cell_id)
 
     def _remembered(self, instance_uuid: str) -> Cell | None:
         entry = self._instances.entry(instance_uuid, self._clock())
-        return None if entry is None else self._slots[entry[0]]
+        return None if entry is None else self._snapshot.slots[entry[0]]
 
-    def _cell_with_id(self, cell_id: int, deadline: Deadline) -> Cell:
-        cell = self._known(cell_id) or self._gone.get(cell_id)
-        if cell is None and not self._is_missing(cell_id):
+    def _cell_of(
+        self, cell_uuid: str, deadline: Deadline, *, or_name: bool = False
+    ) -> Cell | None:
+        """A cell that may have come since the snapshot."""
+        find = self._snapshot.find
+        known = find(cell_uuid, or_name=or_name)
+        if known is None and not self._is_missing(cell_uuid):
             self._read_now(deadline)
-            cell = self._known(cell_id)
-            if cell is None:
-                self._note_missing(cell_id)
-        if cell is None:
-            cause = f"the instance's mapping names the cell with id {cell_id}"
-            cell = _refusing("", None, cause)
+            known = find(cell_uuid, or_name=or_name)
+            if known is None:
+                self._note_missing(cell_uuid)
+        if known is None:
+            return None
+        return self._snapshot.cells.get(known) or self._expand(known, deadline)
+
+    def _expand(self, cell_uuid: str, deadline: Deadline) -> Cell | None:
+        # In a worker's thread: it takes locks, which a signal handler that
+        # interrupts this thread would wait for.
+        question, _ = self._questions.ask(
+            (_CELLS, cell_uuid),
+            lambda _: self._snapshot.expand(cell_uuid),
+            urgent=True,
+        )
+        assert question is not None
+        if not self._questions.wait(question, deadline.left()):
+            raise self._failure("no thread became free to check the cell")
+        if question.failure is not None:
+            raise self._failure(question.failure)
+        cell: Cell | None = question.result
         return cell
 
-    def _is_missing(self, key: int | str) -> bool:
+    def _is_missing(self, cell_uuid: str) -> bool:
         """Whether it was looked for, in vain, since a refresh was due."""
-        looked_at = self._missing.get(key, _NEVER)
+        looked_at = self._missing.get(cell_uuid, _NEVER)
         return 0 <= self._clock() - looked_at < self._interval
 
-    def _note_missing(self, key: int | str) -> None:
+    def _note_missing(self, cell_uuid: str) -> None:
         # Only after looking: who comes meanwhile looks as well.
         if len(self._missing) >= _MOST_MISSING:
             self._missing = {}
-        self._missing[key] = self._clock()
-
-    def _known(self, cell_id: int) -> Cell | None:
-        index = self._by_id.get(cell_id)
-        return None if index is None else self._slots[index]
-
-    def _with_uuid(self, cell_uuid: str) -> Cell | None:
-        by_uuid = self._by_uuid
-        return by_uuid.get(cell_uuid) or by_uuid.get(cell_uuid.lower())
-
-    def _with_uuid_or_name(self, text: str) -> Cell | None:
-        cell = self._with_uuid(text)
-        if cell is not None or not text:
-            return cell
-        named = [cell for cell in self._by_uuid.values() if cell.name == text]
-        if len(named) > 1:
-            uuids = ", ".join(cell.uuid for cell in named)
-            raise exceptions.CellNameAmbiguous(uuids, cell_name=text)
-        return named[0] if named else None
+        self._missing[cell_uuid] = self._clock()
 
     def _age(self) -> float:
         # In this order, or a reading in between looks like time going back.
@@ -507,12 +502,18 @@ class Directory:
 
     # From here on: in a worker's thread.
 
-    def _read_instance(self, question: Question) -> int | None:
+    def _read_instance(
+        self, question: Question
+    ) -> tuple[int, str | None] | None:
         with self._instances_outage:
-            cell_id = self._source.cell_id_of(str(question.key))
-        index = None if cell_id is None else self._by_id.get(cell_id)
+            found = self._source.cell_of(str(question.key))
+        index = None
+        if found is not None and found[1] is not None:
+            # Here, not in the request's thread: see _expand().
+            self._snapshot.expand(found[1])
+            index = self._snapshot.index_of(found[1])
         self._instances.learn(question, index)
-        return cell_id
+        return found
 
     def _read_cells(self, question: Question) -> None:
         with self._cells_outage:
@@ -520,38 +521,41 @@ class Directory:
             # Handed on in line as well: of two readings the younger one last,
             # and none finds to be gone what another one is just putting in.
             with self._installing:
-                if question.number >= self._installed:
-                    self._hand_on(self._install(question, mappings))
+                if question.number < self._installed:
+                    return
+                complete = self._install(question, mappings)
+                if complete:
+                    self._hand_on()
+        if not complete:
+            job = self._workers.submit(self._complete, question.number)
+            if job.error is not None:
+                self._complete(question.number)
 
-    def _hand_on(self, cells: Mapping[str, Cell]) -> None:
+    def _complete(self, number: int) -> None:
+        """Expand what is left of a reading, behind the first answer."""
+        for cell_uuid in list(self._snapshot.rows):
+            if number != self._installed:
+                return
+            self._snapshot.expand(cell_uuid)
+        with self._installing:
+            if number == self._installed:
+                self._hand_on()
+
+    def _hand_on(self) -> None:
+        """Tell of the new cells.  The caller has the lock."""
         try:
-            self._on_refresh(cells)
+            self._on_refresh(self._snapshot.cells)
         except Exception as error:
             LOG.error("Handing on new cell mappings: %s", describe(error))
 
     def _install(
         self, question: Question, mappings: list[CellMapping]
-    ) -> dict[str, Cell]:
-        """Make this the snapshot.  The caller has the lock."""
-        cells = {row.uuid: self._cell_of(row) for row in mappings}
-        by_id = {row.id: self._index(row.uuid) for row in mappings}
-        gone = {
-            id_: cell for id_, cell in self._gone.items() if id_ not in by_id
-        }
-        for id_, index in self._by_id.items():
-            left = self._slots[index]
-            if id_ not in by_id and left is not None:
-                gone[id_] = _refusing(left.uuid, left.name, "")
-        # First what entries of instances lead to, then what new entries are
-        # made of, then that it is current.
-        for uuid in self._by_uuid.keys() - cells.keys():
-            self._slots[self._index_of[uuid]] = None
-        for uuid, cell in cells.items():
-            self._slots[self._index_of[uuid]] = cell
-        self._rows = {row.uuid: row for row in mappings}
-        self._by_uuid = cells
-        self._by_id = by_id
-        self._gone = gone
+    ) -> bool:
+        """Make this the snapshot.  The caller has the lock.
+
+        :returns: whether all cells are expanded
+        """
+        complete = self._snapshot.install(mappings)
         assert question.asked_at is not None
         if question.asked_at < self._read_at:
             # The clock was set back: no entry's time means anything.
@@ -562,21 +566,4 @@ class Directory:
         self._lasting = pack(until, INDEX_MASK)
         self._fresh_until = until
         self._installed = question.number
-        return cells
-
-    def _cell_of(self, row: CellMapping) -> Cell:
-        """What requests get; the same object as long as the row is equal."""
-        if self._rows.get(row.uuid) == row:
-            return self._by_uuid[row.uuid]
-        return self._expand(row)
-
-    def _index(self, cell_uuid: str) -> int:
-        index = self._index_of.get(cell_uuid)
-        if index is None:
-            index = self._index_of[cell_uuid] = len(self._slots)
-            self._slots.append(None)
-        return index
-
-
-def _refusing(uuid: str, name: str | None, cause: str) -> Cell:
-    return Cell(uuid, name, refusal=(exceptions.CellNotFound, cause))
+        return complete

@@ -94,11 +94,9 @@ class Instances:
         assert asked_at is not None
         # Let go after the lock: freeing many entries takes a while.
         dropped = None
+        if question.outdated:
+            return
         with self._lock:
-            # Read under the lock that forget() takes after it has said so:
-            # what is kept here before that, forget() finds.
-            if question.outdated:
-                return
             self.older.pop(instance_uuid, None)
             if index is None or index > INDEX_MASK or not self._size:
                 self.recent.pop(instance_uuid, None)
@@ -107,12 +105,19 @@ class Instances:
                 dropped = self._make_room(asked_at)
             self.recent[instance_uuid] = pack(asked_at + self._ttl, index)
         del dropped
+        # Outdated first, then forgotten: what was kept after the forgetting
+        # is found here.
+        if question.outdated:
+            self.forget(instance_uuid)
 
     def forget(self, instance_uuid: str) -> None:
-        """Know nothing about an instance."""
-        with self._lock:
-            self.recent.pop(instance_uuid, None)
-            self.older.pop(instance_uuid, None)
+        """Know nothing about an instance.
+
+        Takes no lock: a signal handler may have interrupted it, and would
+        wait for a worker that waits for the lock.
+        """
+        self.recent.pop(instance_uuid, None)
+        self.older.pop(instance_uuid, None)
 
     def clear(self) -> None:
         """Know nothing."""

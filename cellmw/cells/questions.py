@@ -9,23 +9,27 @@ the others stand in line.
 :class:`Questions` owns the line and the places.  A question that was asked
 keeps its place until the driver comes back from it, whether or not anybody
 still waits.
+
+A signal handler may ask too.  It runs in the main thread between any two
+instructions, perhaps while that thread holds the lock here, and then neither
+the handler nor a worker would ever get it.  So each thread marks itself while
+it is in here, and a handler that finds its own thread marked asks alone,
+without the lock.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
-import logging
+import itertools
 import threading
-import types
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
-from cellmw import redaction
+from cellmw.cells.outage import describe
 from cellmw.durations import DurationCounter, Durations
 from cellmw.workers import Job, Workers
-
-LOG = logging.getLogger(__name__)
 
 _CLOSED = "closed"
 
@@ -134,6 +138,9 @@ class Questions:
         self._overdue_after = overdue_after
         self._clock = clock
         self._lock = threading.Lock()
+        # Threads that hold the lock, or are about to take or to leave it, or
+        # to start what others may have joined.
+        self._inside: set[int] = set()
         # The question of each key that who comes now may wait for, and the
         # one that is asked after it.
         self._current: dict[Hashable, Question] = {}
@@ -145,6 +152,7 @@ class Questions:
             collections.OrderedDict()
         )
         self._out = 0
+        self._numbers = itertools.count(1)
         self._asked = 0
         self._durations = DurationCounter()
         self._closed = False
@@ -173,30 +181,65 @@ class Questions:
         :returns: the question, None if nothing is asked; and whether it is a
             new one
         """
+        if threading.get_ident() in self._inside:
+            return self._ask_alone(key, function), True
         new = Question(key, function, self, urgent=urgent)
         now = self._clock()
-        with self._lock:
-            question = self._to_join(new, fresh=fresh, now=now)
-            if question is not None:
+        # Marked until it is started: a handler must not join what only this
+        # thread can start.
+        with self._entered():
+            with self._lock:
+                question = self._to_join(new, fresh=fresh, now=now)
+                if question is not None:
+                    question.waiters += 1
+                    return question, question is new
+                question = self._following.pop(key, None)
+                if question is None:
+                    # What an earlier question learned was kept before it
+                    # ended.
+                    if unless is not None and unless(key):
+                        return None, False
+                    question = new
                 question.waiters += 1
-                return question, question is new
-            question = self._following.pop(key, None)
-            if question is None:
-                # What an earlier question learned was kept before it ended.
-                if unless is not None and unless(key):
-                    return None, False
-                question = new
-            question.waiters += 1
-            closed = self._closed
-            if not closed:
-                self._current[key] = question
-                starts = self._has_place(question)
-        if closed:
+                closed = self._closed
+                if not closed:
+                    self._current[key] = question
+                    starts = self._has_place(question)
+            if closed:
+                question.failure = _CLOSED
+                question.finish()
+            elif starts:
+                self._start(question)
+        return question, question is new
+
+    @contextlib.contextmanager
+    def _entered(self) -> Iterator[None]:
+        thread = threading.get_ident()
+        self._inside.add(thread)
+        try:
+            yield
+        finally:
+            self._inside.discard(thread)
+
+    def _ask_alone(
+        self, key: Hashable, function: Callable[[Question], Any]
+    ) -> Question:
+        """Ask for a signal handler that has interrupted this object.
+
+        The question has no place and nobody joins it.
+        """
+        question = Question(key, function)
+        question.waiters = 1
+        # Whatever outdates it would not find it.
+        question.outdated = True
+        question.number = self._asked = next(self._numbers)
+        question.asked_at = self._clock()
+        if self._closed:
             question.failure = _CLOSED
             question.finish()
-        elif starts:
-            self._start(question)
-        return question, question is new
+        else:
+            self._workers.start(question)
+        return question
 
     def wait(self, question: Question, timeout: float) -> bool:
         """Wait for an answer or a failure.
@@ -214,7 +257,9 @@ class Questions:
 
     def leave(self, question: Question) -> None:
         """Wait no longer.  A question that nobody waits for is not asked."""
-        with self._lock:
+        if question._owner is None:
+            return
+        with self._entered(), self._lock:
             question.waiters -= 1
             if not question.waiters and question.asked_at is None:
                 self._line.pop(question, None)
@@ -228,28 +273,31 @@ class Questions:
         Those who wait get the answer all the same; who comes now waits for
         one that is asked after this call.
         """
-        with self._lock:
-            question = self._current.get(key)
-            if question is not None and question.asked_at is not None:
-                question.outdated = True
+        # Without the lock: one that is asked after it is looked at here is
+        # asked after this call.
+        question = self._current.get(key)
+        if question is not None and question.asked_at is not None:
+            question.outdated = True
 
     def load(self) -> Load:
-        """What is going on just now."""
-        with self._lock:
-            return Load(
-                asked=self._asked,
-                out=self._out,
-                waiting=len(self._line),
-                durations=self._durations.counted(),
-            )
+        """What is going on just now, about."""
+        return Load(
+            asked=self._asked,
+            out=self._out,
+            waiting=len(self._line),
+            durations=self._durations.counted(),
+        )
 
     def close(self) -> None:
         """Ask nothing any more: what is asked from now on fails at once.
 
         What the database is at stays there; who waits for it goes on waiting.
         """
-        with self._lock:
-            self._closed = True
+        self._closed = True
+        if threading.get_ident() in self._inside:
+            # What stands in line fails when its turn comes.
+            return
+        with self._entered(), self._lock:
             left = [*self._line, *self._following.values()]
             self._line.clear()
             self._following.clear()
@@ -310,8 +358,7 @@ class Questions:
                 return False
             if not question.waiters:
                 return False
-            self._asked += 1
-            question.number = self._asked
+            question.number = self._asked = next(self._numbers)
             question.asked_at = now
         return True
 
@@ -336,142 +383,3 @@ class Questions:
                 return self._line.popitem(last=False)[0]
             self._out -= 1
             return None
-
-
-class Deadline:
-    """A time up to which somebody waits.
-
-    What is left is never more than the limit, even if the clock is set back.
-
-    :param limit: seconds from now
-    """
-
-    __slots__ = ("_clock", "_end", "limit")
-
-    def __init__(self, limit: float, clock: Callable[[], float]) -> None:
-        self.limit = limit
-        self._clock = clock
-        self._end = clock() + limit
-
-    def left(self) -> float:
-        """Seconds; not below 0."""
-        return min(self.limit, max(0.0, self._end - self._clock()))
-
-
-class Outage:
-    """Whether one kind of question fails.  Thread-safe.
-
-    The log is told once when it begins and once when it ends.  Around asking
-    it is a context manager, which lets errors pass.
-
-    :param what: what is asked, for the log
-    :param meanwhile: what becomes of requests, for the log
-    :param quiet: seconds without a failure before a success ends it, so that
-        a database that answers half of the questions does not fill the log
-    """
-
-    __slots__ = (
-        "_clock",
-        "_last",
-        "_lock",
-        "_meanwhile",
-        "_quiet",
-        "_since",
-        "_what",
-        "lasting",
-    )
-
-    def __init__(
-        self,
-        what: str,
-        meanwhile: str,
-        clock: Callable[[], float],
-        *,
-        quiet: float = 0.0,
-    ) -> None:
-        self._what = what
-        self._meanwhile = meanwhile
-        self._clock = clock
-        self._quiet = quiet
-        self._lock = threading.Lock()
-        self._since = 0.0
-        self._last = 0.0
-        self.lasting = False
-
-    def __enter__(self) -> None:
-        return
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: types.TracebackType | None,
-    ) -> None:
-        if error is None:
-            self.end()
-        else:
-            self.begin(describe(error))
-
-    def begin(self, cause: str) -> None:
-        """A question has failed."""
-        now = self._clock()
-        with self._lock:
-            begins, self.lasting = not self.lasting, True
-            self._last = now
-            if begins:
-                self._since = now
-        if begins:
-            LOG.warning(
-                "The API database could not be asked %s: %s; %s",
-                self._what,
-                cause,
-                self._meanwhile,
-            )
-
-    def end(self) -> None:
-        """A question was answered."""
-        if self.lasting:
-            self._end()
-
-    def _end(self) -> None:
-        now = self._clock()
-        with self._lock:
-            quiet = abs(now - self._last) >= self._quiet
-            ends = self.lasting and quiet
-            if ends:
-                self.lasting = False
-            lasted = now - self._since
-        if ends:
-            LOG.warning(
-                "The API database answers again %s, after %.0f seconds",
-                self._what,
-                lasted,
-            )
-
-    def holds(self, seconds: float) -> bool:
-        """Whether it lasts, and was seen to within these seconds."""
-        return self.lasting and abs(self._clock() - self._last) < seconds
-
-    def may_probe(self, every: float) -> bool:
-        """Whether the caller is to see if it still lasts.
-
-        Says yes once in so many seconds.
-        """
-        now = self._clock()
-        with self._lock:
-            if abs(now - self._last) < every:
-                return False
-            self._last = now
-            return True
-
-
-def describe(error: BaseException) -> str:
-    """What went wrong in the database, as one line without credentials.
-
-    SQLAlchemy and oslo.db wrap the driver's error and add the statement; what
-    the driver says is what an operator needs.
-    """
-    inner = error
-    for name in ("inner_exception", "orig"):
-        inner = getattr(inner, name, None) or inner
-    return redaction.describe(inner)

@@ -27,7 +27,7 @@ from oslo_config import cfg
 from oslo_db import exception as db_exception
 
 from cellmw import configuration, exceptions, options, redaction
-from cellmw.cells import mapping, store
+from cellmw.cells import engines, mapping, store
 from cellmw.cells.changes import Changes
 from cellmw.cells.mapping import Cell, CellMapping
 from cellmw.exceptions import CellMWError, ConfigurationError
@@ -160,17 +160,17 @@ class Configuration:
             sources, project="cellmw", program="cellmw-manage"
         )
         oslo.prepare(self.conf)
-        store.register_options(self.conf)
+        engines.register_options(self.conf)
         self.settings = options.load(self.conf, {})
         # Read once, and here: reading may fail.
         self._base_url = _text_of(self.conf, "DEFAULT", "transport_url")
         if self._base_url is not None and oslo.base_url(self.conf) is None:
             self._base_url = None
-        connection = _text_of(self.conf, store.GROUP, "connection")
+        connection = _text_of(self.conf, engines.GROUP, "connection")
         if connection is None:
             raise Failed(
                 "no API database is configured: give a --config-file with "
-                f"connection in [{store.GROUP}] "
+                f"connection in [{engines.GROUP}] "
                 f"({configuration.tell_files_of(self.conf)})"
             )
         self._holds: list[redaction.Hold] = []
@@ -183,7 +183,7 @@ class Configuration:
     @functools.cached_property
     def engine(self) -> sa.Engine:
         """The engine of the API database, which answers."""
-        engine = store.make_engine(
+        engine = engines.make_engine(
             self.conf,
             timeout=_STATEMENT_TIMEOUT,
             connect_timeout=_CONNECT_TIMEOUT,
@@ -197,7 +197,7 @@ class Configuration:
 
     def _expect_an_answer(self) -> None:
         # PyMySQL waits for the server's greeting as long as for a statement.
-        engine = store.make_engine(self.conf, timeout=_CONNECT_TIMEOUT)
+        engine = engines.make_engine(self.conf, timeout=_CONNECT_TIMEOUT)
         try:
             engine.connect().close()
         finally:

@@ -138,15 +138,17 @@ class _Explanation:
         yield ("instance", uuid, "its mapping is looked up")
         try:
             known = self._configuration.cells()
-            cell_id = self._configuration.store.cell_id_of(uuid)
+            found = self._configuration.store.cell_of(uuid)
         except (db_exception.DBError, sa.exc.SQLAlchemyError) as error:
             self.failure = error
         if self.failure is not None:
             yield self._lookup_failed()
             return
-        cells_by_id = {cell.id: cell for cell in known}
-        yield from self._mapped(uuid, cell_id, cells_by_id)
-        yield self._memory(known=cell_id in cells_by_id)
+        cells: dict[str | None, CellMapping] = {
+            cell.uuid: cell for cell in known
+        }
+        yield from self._mapped(uuid, found, cells)
+        yield self._memory(known=found is not None and found[1] in cells)
 
     def _is_ambiguous(self, path: str) -> bool:
         patterns = self._settings.instance_path_patterns
@@ -179,12 +181,12 @@ class _Explanation:
     def _mapped(
         self,
         uuid: str,
-        cell_id: int | None,
-        cells_by_id: dict[int | None, CellMapping],
+        found: tuple[int, str | None] | None,
+        cells: dict[str | None, CellMapping],
     ) -> Iterator[_Step]:
-        if cell_id is None:
-            found = self._configuration.changes.instance(uuid)
-            what = "there is none" if found is None else "it has no cell yet"
+        if found is None:
+            there = self._configuration.changes.instance(uuid)
+            what = "there is none" if there is None else "it has no cell yet"
             yield ("mapping", what, "the instance is in no cell")
             yield (
                 "request",
@@ -192,7 +194,8 @@ class _Explanation:
                 "messages go to the default transport",
             )
             return
-        cell = cells_by_id.get(cell_id)
+        cell_id, cell_uuid = found
+        cell = cells.get(cell_uuid)
         if cell is None:
             yield ("mapping", f"cell id {cell_id}", "there is no such cell")
             yield (

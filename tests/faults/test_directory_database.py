@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from oslo_config import cfg
 
 from cellmw import exceptions
-from cellmw.cells import store
+from cellmw.cells import engines, store
 from cellmw.cells.mapping import Cell
 from cellmw.workers import Workers
 from tests import servers
@@ -75,12 +75,12 @@ class Service:
         self._fill()
         self.conf = cfg.ConfigOpts()
         self.conf([], default_config_files=[])
-        store.register_options(self.conf)
+        engines.register_options(self.conf)
         for name, value in options.items():
-            self.conf.set_override(name, value, store.GROUP)
+            self.conf.set_override(name, value, engines.GROUP)
         self.workers = Workers()
         self.store = store.Store(
-            lambda: store.make_engine(self.conf, self.url, timeout=timeout)
+            lambda: engines.make_engine(self.conf, self.url, timeout=timeout)
         )
         self.directory = make(
             self.store,
@@ -534,10 +534,10 @@ def test_trouble_with_a_file_is_borne_and_passes(
         service.close()
 
 
-def test_one_table_locked_leaves_lookups_alone(
+def test_the_cells_locked_alone_is_trouble_for_what_is_not_remembered(
     server: PrivateDatabaseServer, service: Service
 ) -> None:
-    """The cells cannot be read, the instances can."""
+    """The query for an instance reads its cell's UUID too."""
     statement = {
         "mysql": "LOCK TABLES cell_mappings WRITE",
         "postgresql": "LOCK TABLE cell_mappings IN ACCESS EXCLUSIVE MODE",
@@ -545,14 +545,51 @@ def test_one_table_locked_leaves_lookups_alone(
     with service.owner.connect() as connection:
         connection.exec_driver_sql(statement)
         service.wait_until_stale()
-        service.find(0)
-        with within(3 * TIMEOUT + SLACK):
-            for _ in range(50):
-                assert service.find_new() is not None
-        assert not service.directory.stats().reachable
+        serves_what_it_knows(service)
+        refuses_what_it_does_not_know(service)
         if service.kind == "mysql":
             connection.exec_driver_sql("UNLOCK TABLES")
     heals(service)
+
+
+def test_an_id_used_again_leads_to_its_new_cell_at_once(
+    server: PrivateDatabaseServer, patient: Service
+) -> None:
+    reuse_an_id(patient)
+
+
+def test_an_id_used_again_leads_to_its_new_cell_at_once_in_a_file(
+    sqlite: servers.Database,
+) -> None:
+    service = Service(sqlite, timeout=PATIENCE)
+    try:
+        reuse_an_id(service)
+    finally:
+        service.close()
+
+
+def reuse_an_id(service: Service) -> None:
+    # What is known stays current until the test is over.
+    directory = make(
+        service.store, workers=service.workers, lookup_timeout=PATIENCE
+    )
+    assert url_of(directory.find(KNOWN)) == "rabbit://u:p@host/1"
+    service.execute(
+        "DELETE FROM instance_mappings",
+        "DELETE FROM cell_mappings",
+        "INSERT INTO cell_mappings (id, uuid, name, transport_url) "
+        f"VALUES (1, '{cell_uuid(2)}', 'new', 'rabbit://u:p@new/1')",
+        "INSERT INTO instance_mappings (instance_uuid, cell_id, project_id) "
+        f"VALUES ('{instance_uuid(5)}', 1, 'project')",
+        "INSERT INTO instance_mappings (instance_uuid, cell_id, project_id) "
+        f"VALUES ('{instance_uuid(6)}', 1, 'project')",
+    )
+    assert url_of(directory.find(instance_uuid(5), "POST")) == (
+        "rabbit://u:p@new/1"
+    )
+    assert url_of(directory.find(instance_uuid(6))) == "rabbit://u:p@new/1"
+    # No mapping leads to the cell that had the id before.
+    assert directory.find(KNOWN, "POST") is None
 
 
 def test_a_database_that_is_not_there_at_the_start(

@@ -23,7 +23,7 @@ from paste import deploy
 
 import cellmw
 from cellmw import options, rpc, runtime, testing
-from cellmw.cells import store
+from cellmw.cells import engines
 from cellmw.exceptions import ConfigurationError
 from tests import servers
 from tests.functional import stack
@@ -1207,10 +1207,10 @@ def test_another_database_in_one_configuration_is_another_runtime(
     known: Known, runtimes: runtime.Registry, tmp_path: Path
 ) -> None:
     conf = stack.configuration()
-    store.register_options(conf)
+    engines.register_options(conf)
 
     def made_with(url: str) -> Any:
-        conf.set_override("connection", url, group=store.GROUP)
+        conf.set_override("connection", url, group=engines.GROUP)
         factory = cellmw.filter_factory({}, oslo_config_config=conf)
         return factory(stack.Api())
 

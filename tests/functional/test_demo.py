@@ -148,9 +148,12 @@ WRONG_CELL = """
 import sys
 from cellmw.cells import store
 from cellmw.demo.main import main
-right = store.Store.cell_id_of
-store.Store.cell_id_of = lambda self, uuid: {1: 2}.get(
-    right(self, uuid), right(self, uuid))
+right = store.Store.cell_of
+def wrong(self, uuid):
+    found = right(self, uuid)
+    cells = {cell.id: cell.uuid for cell in self.cells()}
+    return (2, cells[2]) if found and found[0] == 1 else found
+store.Store.cell_of = wrong
 sys.exit(main(["--check"]))
 """
 

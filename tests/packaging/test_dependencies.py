@@ -19,7 +19,6 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))[
 
 # Imported only where their users have them: in extras, or nowhere.
 OPTIONAL = {
-    "cellmw.cells.store": {"pymysql"},
     "cellmw.deploy": {"eventlet"},
     "cellmw.metrics.definitions": {"prometheus-client"},
     "cellmw.metrics.page": {"prometheus-client"},

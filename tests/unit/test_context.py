@@ -17,7 +17,7 @@ from oslo_db.sqlalchemy import enginefacade
 import cellmw
 from cellmw import context as contexts
 from cellmw import exceptions, options, runtime
-from cellmw.cells import store
+from cellmw.cells import engines, store
 from cellmw.cells.mapping import CELL0_UUID, CellMapping
 from cellmw.context import RequestContext
 from cellmw.transports import oslo
@@ -198,7 +198,7 @@ def readings(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     conf = cfg.ConfigOpts()
     conf([], project="cellmw-test", default_config_files=[])
     oslo.prepare(conf)
-    store.register_options(conf)
+    engines.register_options(conf)
     made = runtime.registry().get(
         "test", lambda: runtime.Runtime(options.load(conf, {}), conf)
     )

@@ -29,8 +29,9 @@ LAYERS: tuple[frozenset[str], ...] = (
     # What is known of cells and instances.
     frozenset({"cellmw.cells", "cellmw.cells.urls", "cellmw.cells.tables"}),
     frozenset({"cellmw.cells.mapping"}),
-    frozenset({"cellmw.cells.questions"}),
-    frozenset({"cellmw.cells.instances"}),
+    frozenset({"cellmw.cells.outage", "cellmw.cells.drivers"}),
+    frozenset({"cellmw.cells.questions", "cellmw.cells.snapshot"}),
+    frozenset({"cellmw.cells.instances", "cellmw.cells.engines"}),
     frozenset({"cellmw.cells.store", "cellmw.cells.directory"}),
     frozenset({"cellmw.cells.changes", "cellmw.cells.databases"}),
     frozenset({"cellmw.cells.migrations.*"}),

@@ -12,7 +12,7 @@ import pytest
 from oslo_config import cfg
 
 from cellmw import instance_path, options
-from cellmw.cells import store
+from cellmw.cells import engines
 from cellmw.exceptions import ConfigurationError
 
 # Section 2 of the contract.
@@ -67,7 +67,7 @@ def test_all_options_are_published() -> None:
 def test_of_oslo_dbs_options_those_are_published_that_are_read() -> None:
     published = {opt.dest for opt in dict(options.list_opts())["api_database"]}
     assert published == options.DATABASE_OPTIONS
-    assert published >= {"connection", *store.ENGINE_OPTIONS}
+    assert published >= {"connection", *engines.ENGINE_OPTIONS}
 
 
 def test_what_is_published_is_a_copy() -> None:

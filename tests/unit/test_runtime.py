@@ -22,7 +22,7 @@ import pytest
 from oslo_config import cfg
 
 from cellmw import exceptions, options, runtime, testing
-from cellmw.cells import store
+from cellmw.cells import engines, store
 from cellmw.cells.mapping import CellMapping
 from cellmw.forks import keep_for_ever
 from cellmw.janitor import Janitor
@@ -75,7 +75,7 @@ def make(rows: Rows) -> Iterator[Callable[..., Runtime]]:
         conf = cfg.ConfigOpts()
         conf([], project="cellmw-test", default_config_files=[])
         oslo.prepare(conf)
-        store.register_options(conf)
+        engines.register_options(conf)
         paste = {name: str(value) for name, value in settings.items()}
         made.append(Runtime(options.load(conf, paste), conf, clock=clock))
         return made[-1]
@@ -284,7 +284,7 @@ def test_what_is_gone_knows_no_password_any_more(rows: Rows) -> None:
     conf = cfg.ConfigOpts()
     conf([], project="cellmw-test", default_config_files=[])
     oslo.prepare(conf)
-    store.register_options(conf)
+    engines.register_options(conf)
     gc.collect()
     before = len(KNOWN)
     of_service = f"rabbit://u:{PASSWORD}@default/"

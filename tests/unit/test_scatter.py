@@ -28,7 +28,7 @@ from cellmw import (
     scatter,
     scatter_gather,
 )
-from cellmw.cells import store
+from cellmw.cells import engines, store
 from cellmw.context import HasUUID
 from cellmw.transports import oslo
 from tests.fakes import PATIENCE, Gate, Threads, cell_uuid, in_child
@@ -49,7 +49,7 @@ def _cells(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     conf = cfg.ConfigOpts()
     conf([], project="cellmw-test", default_config_files=[])
     oslo.prepare(conf)
-    store.register_options(conf)
+    engines.register_options(conf)
     made = runtime.registry().get(
         "test", lambda: runtime.Runtime(options.load(conf, {}), conf)
     )

@@ -6,7 +6,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from oslo_config import cfg
 
-from cellmw.cells import migrations, store
+from cellmw.cells import engines, migrations
 from tests import servers
 
 
@@ -16,7 +16,7 @@ def make_engine(
     """An engine of this package's making."""
     conf = cfg.ConfigOpts()
     conf([], default_config_files=[])
-    return store.make_engine(
+    return engines.make_engine(
         conf,
         url,
         timeout=timeout,

@@ -337,7 +337,10 @@ def test_a_mapping_without_a_cell_gets_one(
     assert found is not None
     assert found.cell_uuid is None
     assert changes.map_instances([mapped(1)]) == Tally(changed=1)
-    assert Store(lambda: engine).cell_id_of(instance(1)) == cells[0].id
+    assert Store(lambda: engine).cell_of(instance(1)) == (
+        cells[0].id,
+        cells[0].uuid,
+    )
 
 
 def test_a_user_that_the_mapping_lacks_is_added_on_demand_only(

@@ -107,9 +107,15 @@ def test_cells_are_read_as_they_stand_there(store: Store) -> None:
 
 
 def test_the_cell_of_an_instance_is_found(store: Store) -> None:
-    found = [store.cell_id_of(instance(number)) for number in (1, 2, 3, 4, 5)]
-    assert found == [7, 1, None, 7, None]
-    assert store.cell_id_of("' OR 1=1 --") is None
+    found = [store.cell_of(instance(number)) for number in (1, 2, 3, 4, 5)]
+    assert found == [
+        (7, CELL_UUID),
+        (1, CELL0_UUID),
+        None,
+        (7, CELL_UUID),
+        None,
+    ]
+    assert store.cell_of("' OR 1=1 --") is None
 
 
 def test_each_question_is_one_statement(
@@ -123,7 +129,7 @@ def test_each_question_is_one_statement(
 
     for _ in range(3):
         store.cells()
-        store.cell_id_of(instance(1))
+        store.cell_of(instance(1))
     # The connection's own BEGIN is a statement on SQLite.
     asked = [text for text in statements if text != "BEGIN"]
     assert len(asked) == 6
@@ -189,7 +195,7 @@ def test_reading_needs_select_on_the_two_tables_and_nothing_else(
         engine = make_engine(url, timeout=5)
         reading = Store(lambda: engine)
         assert reading.cells() == store.cells()
-        assert reading.cell_id_of(instance(1)) == 7
+        assert reading.cell_of(instance(1)) == (7, CELL_UUID)
         with pytest.raises(FAILURES), engine.begin() as connection:
             connection.execute(sa.delete(instance_mappings))
         reading.close()
@@ -198,14 +204,14 @@ def test_reading_needs_select_on_the_two_tables_and_nothing_else(
 def test_rows_changed_by_others_are_seen_by_the_next_question(
     store: Store, engine: sa.Engine
 ) -> None:
-    assert store.cell_id_of(instance(3)) is None
+    assert store.cell_of(instance(3)) is None
     with engine.begin() as connection:
         connection.execute(
             sa.update(instance_mappings)
             .where(instance_mappings.c.instance_uuid == instance(3))
             .values(cell_id=8)
         )
-    assert store.cell_id_of(instance(3)) == 8
+    assert store.cell_of(instance(3)) == (8, instance(0))
 
 
 @kinds.only(kinds.SERVERS)
@@ -213,7 +219,7 @@ def test_a_connection_that_died_is_replaced(
     store: Store, api_database: servers.Database
 ) -> None:
     for _ in range(3):
-        assert store.cell_id_of(instance(1)) == 7
+        assert store.cell_of(instance(1)) == (7, CELL_UUID)
         api_database.kill_connections()
 
 
@@ -227,22 +233,22 @@ def test_a_child_process_uses_connections_of_its_own(
         return make_engine(api_database.url)
 
     shared = Store(make)
-    assert shared.cell_id_of(instance(1)) == 7
+    assert shared.cell_of(instance(1)) == (7, CELL_UUID)
     child = os.fork()
     if not child:
         status = 1
         with contextlib.suppress(BaseException):
-            found = shared.cell_id_of(instance(1))
+            found = shared.cell_of(instance(1))
             own = made[-1] == os.getpid()
             shared.close()
-            status = 0 if found == 7 and own else 2
+            status = 0 if found == (7, CELL_UUID) and own else 2
         os._exit(status)
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0
     assert made == [os.getpid()]
     # The child has not ended the parent's session.
     connections = shared.engine().pool
-    assert shared.cell_id_of(instance(1)) == 7
+    assert shared.cell_of(instance(1)) == (7, CELL_UUID)
     assert shared.engine().pool is connections
     shared.close()
 
@@ -265,9 +271,9 @@ def test_missing_tables_are_an_error_until_they_are_there(
     reading = Store(lambda: engine)
     engine = make_engine(database.url)
     with pytest.raises(FAILURES):
-        reading.cell_id_of(instance(1))
+        reading.cell_of(instance(1))
     schema.create_tables(database)
-    assert reading.cell_id_of(instance(1)) is None
+    assert reading.cell_of(instance(1)) is None
     reading.close()
 
 
@@ -317,13 +323,13 @@ def test_a_locked_table_is_given_up_by_driver_and_server(kind: str) -> None:
                 if kind == "mariadb"
                 else "LOCK TABLE instance_mappings"
             )
-            assert took(lambda: reading.cell_id_of(instance(1))) < 8
+            assert took(lambda: reading.cell_of(instance(1))) < 8
             deadline = time.monotonic() + 8
             # Nothing waits on in the server, where it would add up.
             while len(waiting(database)) > 0:
                 assert time.monotonic() < deadline
                 threading.Event().wait(0.05)
-        assert reading.cell_id_of(instance(1)) is None
+        assert reading.cell_of(instance(1)) is None
         reading.close()
 
 
@@ -377,7 +383,7 @@ def test_reading_ends_no_transaction_on_mariadb(
 
     before = ended()
     for number in range(3):
-        assert store.cell_id_of(instance(number)) is None
+        assert store.cell_of(instance(number)) is None
     assert store.cells() == []
     assert ended() == before
     store.close()
@@ -390,7 +396,7 @@ def test_reading_begins_no_transaction_on_postgresql(
     schema.create_tables(postgresql)
     engine = make_engine(postgresql.url, for_reading=True)
     store = Store(lambda: engine)
-    assert store.cell_id_of(instance(1)) is None
+    assert store.cell_of(instance(1)) is None
     with engine.connect() as connection:
         raw: Any = connection.connection.dbapi_connection
         assert raw.autocommit

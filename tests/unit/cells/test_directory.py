@@ -23,6 +23,7 @@ from tests.directories import (
     Clock,
     Database,
     Held,
+    Later,
     NoThreads,
     cell_uuid,
     instance_uuid,
@@ -391,6 +392,103 @@ def test_an_id_that_was_given_to_another_cell_leads_nobody_there(
     assert database.count(INSTANCE) == 2
 
 
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_an_id_used_again_leads_to_its_new_cell_at_once(
+    directory: Directory, database: Database, method: str
+) -> None:
+    assert cell_of(directory.find(INSTANCE)) == cell_uuid(1)
+    database.remove(1)
+    new = database.put(1, uuid=cell_uuid(77))
+    database.instances[OTHER] = 1
+    assert cell_of(directory.find(OTHER, method)) == new
+    assert cell_of(directory.find(OTHER)) == new
+    assert database.count("cells") == 2
+
+
+def test_an_id_that_is_gone_never_stands_for_the_cell_that_had_it(
+    directory: Directory, database: Database
+) -> None:
+    directory.find(INSTANCE)
+    database.remove(1)
+    database.instances[OTHER] = 1
+    for method in ("GET", "POST"):
+        cell = directory.find(OTHER, method)
+        assert cause_of(cell) is exceptions.CellNotFound
+
+
+@pytest.mark.parametrize("count", [100, 101, 1000])
+def test_of_many_new_cells_one_is_enough_for_the_first_answer(
+    database: Database, clock: Clock, count: int
+) -> None:
+    for number in range(1, count + 1):
+        database.put(number)
+    handed: list[int] = []
+    expanded: list[str] = []
+
+    def expand(row: Any) -> Cell:
+        expanded.append(row.uuid)
+        return Cell(row.uuid, row.name)
+
+    workers = Later()
+    directory = make(
+        database,
+        clock=clock,
+        workers=workers,
+        expand=expand,
+        on_refresh=lambda cells: handed.append(len(cells)),
+    )
+    assert cell_of(directory.find(INSTANCE)) == cell_uuid(1)
+    at_once = count <= 100
+    assert len(expanded) == (count if at_once else 1)
+    assert directory.stats().cells == count
+    # A cell is there for whoever asks for it by its UUID.
+    assert directory.cell(cell_uuid(77)).uuid == cell_uuid(77)
+    workers.do_the_rest()
+    assert sorted(expanded) == sorted(database.rows)
+    assert handed == [count]
+    assert all(directory.cell(uuid).uuid == uuid for uuid in database.rows)
+    assert database.asked == ["cells", INSTANCE]
+
+
+def test_what_is_left_of_an_older_reading_is_not_handed_on(
+    database: Database, clock: Clock
+) -> None:
+    for number in range(1, 201):
+        database.put(number)
+    handed: list[str] = []
+    workers = Later()
+    directory = make(
+        database,
+        clock=clock,
+        workers=workers,
+        on_refresh=lambda cells: handed.append(url_of(cells[cell_uuid(1)])),
+    )
+    directory.refresh()
+    for number in range(1, 201):
+        database.put(number, f"rabbit://u:p@younger/{number}")
+    directory.refresh()
+    assert url_of(directory.cell(cell_uuid(1))) == "rabbit://u:p@younger/1"
+    workers.do_the_rest()
+    assert handed == ["rabbit://u:p@younger/1"]
+
+
+def test_no_thread_for_the_rest_then_the_first_answer_waits_for_it(
+    database: Database, clock: Clock
+) -> None:
+    for number in range(1, 201):
+        database.put(number)
+    handed: list[int] = []
+    workers = Later(refuse=True)
+    directory = make(
+        database,
+        clock=clock,
+        workers=workers,
+        on_refresh=lambda cells: handed.append(len(cells)),
+    )
+    directory.refresh()
+    assert handed == [200]
+
+
 def test_a_cell_that_the_snapshot_lacks_refreshes_it_at_once(
     directory: Directory, database: Database
 ) -> None:
@@ -409,8 +507,8 @@ def test_a_cell_that_stays_unknown_does_not_refresh_for_each_request(
         for instance in (INSTANCE, OTHER):
             cell = directory.find(instance)
             assert cause_of(cell) is exceptions.CellNotFound
-    # The first reading of all, and one for each to see whether it is new.
-    assert database.count("cells") == 3
+    # The query for an instance tells that there is no cell with this id.
+    assert database.count("cells") == 1
     assert directory.stats().instances == 0
     clock.now += 10.0
     database.put(99)
@@ -422,6 +520,7 @@ def test_an_unknown_cell_and_no_database_is_a_failed_lookup(
     directory: Directory, database: Database
 ) -> None:
     directory.find(INSTANCE)
+    database.put(99)
     database.instances[OTHER] = 99
 
     def fail(what: str) -> None:
@@ -515,7 +614,7 @@ def test_a_younger_state_is_handed_on_last(
         seen.append(url_of(cells[cell_uuid(1)]))
 
     def read_by(what: str) -> None:
-        if threading.current_thread() is younger:
+        if younger.ident is not None:
             read.set()
 
     read = threading.Event()
@@ -719,7 +818,7 @@ def test_a_failed_refresh_is_told_and_leaves_the_snapshot(
     assert cell_of(directory.find(INSTANCE)) == cell_uuid(1)
 
 
-def test_a_row_that_cannot_be_expanded_leaves_the_snapshot(
+def test_a_row_that_cannot_be_expanded_is_refused_and_harms_no_other(
     database: Database, clock: Clock
 ) -> None:
     def expand(row: Any) -> Cell:
@@ -728,11 +827,13 @@ def test_a_row_that_cannot_be_expanded_leaves_the_snapshot(
         return Cell(row.uuid, row.name)
 
     directory = make(database, clock=clock, expand=expand)
-    directory.find(INSTANCE)
     database.put(3)
-    with pytest.raises(exceptions.LookupFailed, match="bug"):
-        directory.refresh()
+    database.instances[OTHER] = 3
     assert cell_of(directory.find(INSTANCE)) == cell_uuid(1)
+    cell = directory.find(OTHER)
+    assert cause_of(cell) is exceptions.CellMisconfigured
+    assert cell is not None
+    assert "bug" in str(cell.refuse())
 
 
 def test_no_answer_in_time_is_a_failed_lookup(

@@ -4,17 +4,16 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from cellmw.cells.outage import Deadline, Outage, describe
 from cellmw.cells.questions import (
-    Deadline,
-    Outage,
     Question,
     Questions,
-    describe,
 )
 from cellmw.workers import Job
 from tests.directories import Clock, Held, Inline, NoThreads
@@ -408,7 +407,12 @@ def test_no_thread_can_be_started_then_nobody_is_left_in_line() -> None:
     class Late(NoThreads):
         def start(self, job: Job) -> None:
             if not waiting:
-                waiting.append(desk.ask("other"))
+                # As another request does, in its own thread.
+                thread = threading.Thread(
+                    target=lambda: waiting.append(desk.ask("other"))
+                )
+                thread.start()
+                thread.join()
             super().start(job)
 
     waiting: list[Question] = []

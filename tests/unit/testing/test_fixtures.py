@@ -11,7 +11,7 @@ import pytest
 from oslo_config import cfg
 
 from cellmw import options, runtime, testing
-from cellmw.cells import store
+from cellmw.cells import engines
 from cellmw.cells.mapping import Generation
 from cellmw.redaction import Secret
 from cellmw.transports import oslo
@@ -37,7 +37,7 @@ def load_filter() -> runtime.Runtime:
     conf([], default_config_files=[])
     settings = options.load(conf, {})
     oslo.prepare(conf)
-    store.register_options(conf)
+    engines.register_options(conf)
     return runtime.registry().get(
         object(), lambda: runtime.Runtime(settings, conf)
     )
