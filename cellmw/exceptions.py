@@ -218,6 +218,17 @@ class AmbiguousPath(SendError):
     )
 
 
+class InvalidMessage(SendError, ValueError):
+    """The message cannot be sent as it is, to no cell.
+
+    Its timeout is no time, it is too large for the broker, its exchange is
+    there with another type.  That is the application's mistake; it says
+    nothing about the cell.
+    """
+
+    summary = "not delivered, the message cannot be sent as it is"
+
+
 class TransportReleased(SendError):
     """``mq_connection`` was used after the response had ended.
 

@@ -27,7 +27,7 @@ def answer_to(error: BaseException) -> webob.Response | None:
         application's own mistake
     """
     if not isinstance(error, exceptions.CellMWError) or isinstance(
-        error, exceptions.TransportReleased
+        error, exceptions.TransportReleased | exceptions.InvalidMessage
     ):
         return None
     if isinstance(error, exceptions.SendError) and error.maybe_delivered:

@@ -224,9 +224,17 @@ OPTS: list[cfg.Opt] = [
         "max_sends_per_cell",
         default=64,
         min=1,
-        help="Most messages being delivered or awaited in one cell at once "
-        "in one process. One more waits within its send_timeout, and is "
-        "refused then (CellBusy).",
+        help="Most messages being delivered in one cell at once in one "
+        "process. One more waits within its send_timeout, and is refused "
+        "then (CellBusy). Awaiting a reply holds no place.",
+    ),
+    cfg.IntOpt(
+        "max_stuck_sends",
+        default=256,
+        min=1,
+        help="Threads that may be stuck with brokers that do not answer, in "
+        "one process, all cells together. Messages to cells that do not "
+        "answer are refused at once then (CellBusy).",
     ),
     cfg.IntOpt(
         "breaker_failures",
@@ -337,6 +345,7 @@ class Settings:
     transport_max_lifetime: float
     send_timeout: float
     max_sends_per_cell: int
+    max_stuck_sends: int
     breaker_failures: int
     breaker_reset_after: float
     mode: str

@@ -28,10 +28,11 @@ from cellmw.janitor import Janitor
 from cellmw.observe import Observer
 from cellmw.options import Settings
 from cellmw.transports.closer import Closer
-from cellmw.transports.delivery import Borrower, Courier
-from cellmw.transports.guard import Guard, Guards
+from cellmw.transports.guard import Guard, Guards, StuckThreads
+from cellmw.transports.handle import RequestLease
 from cellmw.transports.oslo import OsloTransports, base_url
 from cellmw.transports.pool import Pool
+from cellmw.transports.sending import Delivering
 from cellmw.workers import Workers
 
 LOG = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ class Process:
         self.workers = Workers()
         self.closer = Closer(self.workers, clock=clock)
         transports = OsloTransports(
-            runtime.conf, settings.allowed_remote_exmods
+            runtime.conf, settings.allowed_remote_exmods, self.workers
         )
         self.pool = Pool(
             transports.open,
@@ -95,6 +96,7 @@ class Process:
             max_lifetime=settings.transport_max_lifetime,
             clock=clock,
         )
+        self._stuck_threads = StuckThreads(settings.max_stuck_sends)
         self.guards = Guards(self._make_guard)
         self._secrets = _CellSecrets()
         base = base_url(runtime.conf)
@@ -122,12 +124,12 @@ class Process:
         )
         # Does nothing before the first request of mode = observe.
         self.observer = Observer(self.directory.find)
-        self.courier = Courier(
-            self.guards,
-            self.workers,
+        self.delivering = Delivering(
+            guards=self.guards,
+            workers=self.workers,
             send_timeout=settings.send_timeout,
+            refresh=self.directory.refresh,
             refresh_due_in=self.directory.refresh_due_in,
-            clock=clock,
         )
         self._janitor = Janitor(
             (
@@ -141,7 +143,7 @@ class Process:
             ),
             interval=_interval(settings),
         )
-        self._abandoned: collections.deque[Borrower] = collections.deque()
+        self._abandoned: collections.deque[RequestLease] = collections.deque()
         self._ending = False
 
     def start(self) -> None:
@@ -160,25 +162,16 @@ class Process:
         """
         return self.directory.cell(cell_uuid)
 
-    def borrower(self, cell: Cell) -> Borrower:
+    def borrower(self, cell: Cell) -> RequestLease:
         """A borrower of this cell's transports."""
         self._janitor.start()
 
         def current() -> Cell:
             return self._current(cell)
 
-        return Borrower(self.pool, current)
+        return RequestLease(self.pool, current)
 
-    def refresh(self) -> None:
-        """Read the cell mappings again, now.
-
-        Blocks for ``lookup_timeout`` at most.
-
-        :raises LookupFailed: the API database could not be asked
-        """
-        self.directory.refresh()
-
-    def abandon(self, borrower: Borrower) -> None:
+    def abandon(self, borrower: RequestLease) -> None:
         """End a request's hold in another thread.  Takes no lock.
 
         After the shutdown in this one, for then hardly anybody has a lock.
@@ -239,6 +232,7 @@ class Process:
             max_sends=settings.max_sends_per_cell,
             breaker_failures=settings.breaker_failures,
             breaker_reset_after=settings.breaker_reset_after,
+            stuck_threads=self._stuck_threads,
             clock=self._runtime.clock,
         )
 

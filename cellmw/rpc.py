@@ -50,19 +50,28 @@ class _Default:
         except BaseException:
             hold.drop()
             raise
-        self.clean_up()
-        self._hold = hold
-        self._settings = (conf, exmods)
-        self._transport, self._pid = made, os.getpid()
+        # In place of the old one before that is closed, which can take
+        # seconds: others send meanwhile.
+        self._replace((conf, exmods), made, hold)
 
     def clean_up(self) -> None:
-        transport, self._transport = self._transport, None
-        self._settings = None
-        hold, self._hold = self._hold, None
-        if transport is not None and self._pid == os.getpid():
-            transport.cleanup()
-        if hold is not None:
-            hold.drop()
+        self._replace(None, None, None)
+
+    def _replace(
+        self,
+        settings: tuple[cfg.ConfigOpts, list[str]] | None,
+        transport: RPCTransport | None,
+        hold: redaction.Hold | None,
+    ) -> None:
+        pid, old, old_hold = self._pid, self._transport, self._hold
+        self._settings, self._hold = settings, hold
+        self._transport, self._pid = transport, os.getpid()
+        try:
+            if old is not None and pid == os.getpid():
+                old.cleanup()
+        finally:
+            if old_hold is not None:
+                old_hold.drop()
 
     def leave_to_parent(self) -> None:
         """In a forked child: never collect what the parent has open."""

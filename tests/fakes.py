@@ -4,7 +4,7 @@
 :class:`Rig` is a pool with all that it needs.  At its end it sees to it that
 each transport was closed exactly once, that none was closed in use, and that
 no password was logged.  :class:`Stack` is a rig with the rest of a process:
-directory, guards, courier.
+directory, guards, delivery.
 """
 
 from __future__ import annotations
@@ -29,11 +29,13 @@ from oslo_messaging.transport import RPCTransport
 from cellmw import redaction
 from cellmw.cells.mapping import Cell, Generation
 from cellmw.redaction import Secret
+from cellmw.transports import driver
 from cellmw.transports.closer import Closer
-from cellmw.transports.delivery import Borrower, Courier
-from cellmw.transports.guard import Guard, Guards
-from cellmw.transports.handle import Handle
+from cellmw.transports.driver import Reporting, under_way
+from cellmw.transports.guard import Guard, Guards, StuckThreads
+from cellmw.transports.handle import Handle, RequestLease
 from cellmw.transports.pool import Lease, Pool, PoolStats
+from cellmw.transports.sending import Delivering
 from cellmw.workers import Workers
 from tests.directories import Clock
 
@@ -69,8 +71,8 @@ class Sent:
     options: dict[str, Any]
 
 
-class _Driver:
-    reads_fanout_before_publishing = True
+class Silent:
+    """A driver that does not tell what it does."""
 
 
 class Transport:
@@ -86,7 +88,7 @@ class Transport:
         self, transports: Transports, of: Generation, one_request: bool
     ) -> None:
         self._transports = transports
-        self._driver: object = _Driver()
+        self._driver: object = Reporting()
         self.generation = of
         self.one_request = one_request
         self.closed = 0
@@ -120,13 +122,27 @@ class Transport:
         message: dict[str, Any],
         **options: Any,
     ) -> Any:
+        transports = self._transports
+        sent = Sent(target, ctxt, message, options)
+        under: Any = None
+        if isinstance(self._driver, Reporting):
+            under = under_way.message
         with self.use():
-            self._transports.before_writing(self)
-            assert target.fanout is not True
-            sent = Sent(target, ctxt, message, options)
-            answer = self._transports.on_send(self, sent)
-            if self._transports.keep_sent:
+            try:
+                transports.before_writing(self)
+                if under is not None:
+                    under.writing()
+                answer = transports.on_send(self, sent)
+            except Exception as error:
+                if under is not None:
+                    under.failed(driver.judge(error), error)
+                raise
+            if under is not None:
+                under.written()
+            if transports.keep_sent:
                 self.sent.append(sent)
+            if options["wait_for_reply"]:
+                return transports.on_reply(self, sent, answer)
             return answer
 
     def cleanup(self) -> None:
@@ -155,7 +171,9 @@ class Transports:
     :ivar keep_closed: whether those that are closed stay in ``opened``
     :ivar on_open: called before one is opened
     :ivar before_writing: called before one finds out whether it may write
-    :ivar on_send: called when one writes; what it returns is the reply
+    :ivar on_send: called when one writes
+    :ivar on_reply: called when one awaits the reply, with what ``on_send``
+        returned; what it returns is the reply
     :ivar on_close: called when one is closed
     """
 
@@ -170,6 +188,9 @@ class Transports:
         self.on_open: Callable[[Generation], None] = lambda of: None
         self.before_writing: Callable[[Transport], None] = lambda one: None
         self.on_send: Callable[[Transport, Sent], Any] = lambda one, sent: None
+        self.on_reply: Callable[[Transport, Sent, Any], Any] = (
+            lambda one, sent, answer: answer
+        )
         self.on_close: Callable[[Transport], None] = lambda one: None
 
     def open(self, of: Generation, one_request: bool) -> Transport:
@@ -337,6 +358,7 @@ class Stack(Rig):
         *,
         send_timeout: float = PATIENCE,
         max_sends: int = 64,
+        max_stuck: int = 256,
         breaker_failures: int = 5,
         **settings: Any,
     ) -> None:
@@ -347,21 +369,23 @@ class Stack(Rig):
         self.cells: dict[str, Cell] = {}
         self.refreshed = 0
         self.on_refresh: Callable[[], None] = lambda: None
+        stuck_threads = StuckThreads(max_stuck)
         self.guards = Guards(
             lambda uuid, name: Guard(
                 uuid,
                 name,
                 max_sends=max_sends,
                 breaker_failures=breaker_failures,
+                stuck_threads=stuck_threads,
                 clock=self.clock,
             )
         )
-        self.courier = Courier(
-            self.guards,
-            self.workers,
+        self.delivering = Delivering(
+            guards=self.guards,
+            workers=self.workers,
             send_timeout=send_timeout,
+            refresh=self.refresh,
             refresh_due_in=lambda: 7.5,
-            clock=self.clock,
         )
 
     def put(self, number: int = 1, state: int = 0) -> Cell:
@@ -382,15 +406,15 @@ class Stack(Rig):
     def cell(self, cell_uuid: str) -> Cell:
         return self.cells[cell_uuid]
 
-    def borrower(self, of: Cell) -> Borrower:
-        return Borrower(self.pool, lambda: self.cells[of.uuid])
+    def borrower(self, of: Cell) -> RequestLease:
+        return RequestLease(self.pool, lambda: self.cells[of.uuid])
 
     def refresh(self) -> None:
         self.refreshed += 1
         self.on_refresh()
         self.keep_only()
 
-    def abandon(self, borrower: Borrower) -> None:
+    def abandon(self, borrower: RequestLease) -> None:
         borrower.end()
 
     @contextlib.contextmanager

@@ -33,6 +33,7 @@ from cellmw.cells.mapping import Cell, CellMapping
 from cellmw.exceptions import CellMWError, ConfigurationError
 from cellmw.redaction import Secret
 from cellmw.transports import oslo
+from cellmw.workers import Workers
 
 # How long the database may take for each step of letting us in, and for one
 # statement: what counts a million mappings is not done in a moment.  Seconds.
@@ -266,7 +267,7 @@ class Configuration:
 
     @functools.cached_property
     def _transports(self) -> oslo.OsloTransports:
-        return oslo.OsloTransports(self.conf, ())
+        return oslo.OsloTransports(self.conf, (), Workers())
 
     def close(self) -> None:
         """Close the connections, and forget what was hidden."""

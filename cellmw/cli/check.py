@@ -20,7 +20,7 @@ import oslo_messaging
 from cellmw import exceptions, redaction
 from cellmw.cells.mapping import Cell, CellMapping, Generation
 from cellmw.cli import base, cells
-from cellmw.transports import oslo
+from cellmw.transports import driver, oslo
 from cellmw.workers import Job, Workers
 
 # Brokers tried at once.
@@ -104,9 +104,11 @@ class _Attempts:
         self, configuration: base.Configuration, timeout: float
     ) -> None:
         self._expand = configuration.expand
-        self._transports = oslo.OsloTransports(configuration.conf, ())
         self._timeout = timeout
         self._workers = Workers(name="cellmw-check")
+        self._transports = oslo.OsloTransports(
+            configuration.conf, (), self._workers
+        )
 
     def run(
         self, chosen: Sequence[CellMapping]
@@ -163,30 +165,17 @@ class _Attempts:
         return finding, seconds
 
 
-class _Connected(Exception):
-    """The driver has a connection, and was about to write."""
-
-
-def _connected() -> None:
-    raise _Connected
-
-
 def _connect(transport: oslo_messaging.RPCTransport) -> Finding:
-    if not oslo.announces(transport):
-        return Finding(
-            "not tried",
-            "its driver connects only to send a message",
-            good=False,
-        )
-    target = oslo.AnnouncingTarget(
-        oslo_messaging.Target(topic="cellmw-manage"), _connected
-    )
     try:
-        transport._send(target, {}, {"method": "check", "args": {}}, retry=0)
-    except _Connected:
-        return Finding("reachable", "", good=True)
+        tried = driver.connect(transport)
     except exceptions.CellMisconfigured as error:
         return Finding("misconfigured", error.cause, good=False)
     except Exception as error:
         return Finding(_UNREACHABLE, redaction.describe(error), good=False)
-    return Finding("reachable", "", good=True)
+    if tried:
+        return Finding("reachable", "", good=True)
+    return Finding(
+        "not tried",
+        "its driver connects only to send a message",
+        good=False,
+    )

@@ -52,7 +52,7 @@ class Metrics:
             "cell_went_down", "How often a cell was taken as down.", "cell"
         )
         self.under_way = self._gauge(
-            "sends_under_way", "Messages being delivered or awaited.", "cell"
+            "sends_under_way", "Messages being delivered.", "cell"
         )
         self.waiting = self._gauge(
             "sends_waiting", "Messages that wait in line.", "cell"

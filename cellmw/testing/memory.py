@@ -12,12 +12,14 @@ has those that oslo.messaging gives it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
 import queue
 import time
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 import oslo_messaging
@@ -26,6 +28,7 @@ from oslo_messaging._drivers import base, common
 from oslo_serialization import jsonutils
 
 from cellmw.testing import memory_brokers
+from cellmw.transports.driver import Message, Reporting, judge, under_way
 
 LOG = logging.getLogger(__name__)
 
@@ -43,16 +46,11 @@ def _warn_once() -> None:
         )
 
 
-class MemoryDriver(base.BaseDriver):
+class MemoryDriver(base.BaseDriver, Reporting):
     """An oslo.messaging driver whose brokers live in this process.
 
     Behaves as the RabbitMQ driver, its weak points included.  Thread-safe.
-
-    :cvar reads_fanout_before_publishing: as that driver it has a connection
-        when it looks at a target's ``fanout``, and publishes next
     """
-
-    reads_fanout_before_publishing = True
 
     def __init__(
         self,
@@ -88,7 +86,8 @@ class MemoryDriver(base.BaseDriver):
             body = _pack(ctxt, message)
             self._publish(target, body, retry, timeout, mandatory)
             return None
-        reply_queue = self._client.reply_queue(self._on_reply)
+        with _reporting():
+            reply_queue = self._client.reply_queue(self._on_reply)
         call_id = uuid.uuid4().hex
         body = _pack(
             ctxt,
@@ -113,21 +112,26 @@ class MemoryDriver(base.BaseDriver):
         ttl: float | None,
         mandatory: bool,
     ) -> None:
-        self._client.connect(retry=retry)
-        if target.fanout:
-            self._client.send(f"{target.topic}_fanout", "", body, retry=retry)
-            return
-        key = target.topic
-        if target.server:
-            key = f"{target.topic}.{target.server}"
-        self._client.send(
-            self._exchange(target),
-            key,
-            body,
-            retry=retry,
-            ttl=ttl,
-            mandatory=mandatory,
-        )
+        with _reporting() as message:
+            self._client.connect(retry=retry)
+            if message is not None:
+                message.writing()
+            if target.fanout:
+                exchange, key = f"{target.topic}_fanout", ""
+                ttl, mandatory = None, False
+            else:
+                exchange, key = self._exchange(target), target.topic
+                if target.server:
+                    key = f"{target.topic}.{target.server}"
+            self._client.send(
+                exchange, key, body, retry=retry, ttl=ttl, mandatory=mandatory
+            )
+        if message is not None:
+            message.written()
+
+    def connect(self) -> None:
+        """Open a connection, and send nothing."""
+        self._client.connect(retry=0)
 
     def _exchange(self, target: oslo_messaging.Target) -> str:
         return target.exchange or self._default_exchange or ""
@@ -330,6 +334,18 @@ class MemoryMessage(base.RpcIncomingMessage):
     def requeue(self) -> None:
         """Put a notification back."""
         self._consumer.requeue(self._delivery)
+
+
+@contextlib.contextmanager
+def _reporting() -> Iterator[Message | None]:
+    """Tell the message under way, if there is one, what fails in this."""
+    message = under_way.message
+    try:
+        yield message
+    except Exception as error:
+        if message is not None:
+            message.failed(judge(error), error)
+        raise
 
 
 def _pack(

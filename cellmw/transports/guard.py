@@ -15,6 +15,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Container
@@ -31,7 +32,7 @@ class GuardStats:
 
     :ivar down: whether the cell is taken as down
     :ivar failures: failures to deliver in a row
-    :ivar under_way: messages being delivered or awaited, stuck ones included
+    :ivar under_way: messages being delivered, stuck ones included
     :ivar waiting: messages that wait in line for a place
     :ivar stuck: messages whose request gave up, and whose thread has not
         come back
@@ -62,6 +63,30 @@ class GuardStats:
     calls: Durations
 
 
+class StuckThreads:
+    """The threads of a process that do not come back from brokers.
+
+    Thread-safe.
+
+    :param limit: most of them, see ``max_stuck_sends``
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._count = 0
+        self._lock = threading.Lock()
+
+    def add(self, number: int) -> None:
+        """Count so many more, or less."""
+        with self._lock:
+            self._count += number
+
+    @property
+    def are_too_many(self) -> bool:
+        """Whether no more may be put at risk."""
+        return self._count >= self.limit
+
+
 class _Waiter:
     """A message in line."""
 
@@ -82,6 +107,8 @@ class Guard:
     :param breaker_failures: failures in a row after which the cell is taken
         as down; 0: never
     :param breaker_reset_after: seconds from then to the next trial
+    :param stuck_threads: those of all cells; None: of this one alone, and
+        without a limit
     """
 
     __slots__ = (
@@ -102,6 +129,7 @@ class Guard:
         "_refused_down",
         "_sent",
         "_stuck",
+        "_stuck_threads",
         "_trial",
         "_under_way",
         "_went_down",
@@ -118,6 +146,7 @@ class Guard:
         max_sends: int = 64,
         breaker_failures: int = 5,
         breaker_reset_after: float = 30.0,
+        stuck_threads: StuckThreads | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.cell_uuid = cell_uuid
@@ -126,6 +155,7 @@ class Guard:
         self._max_sends = max_sends
         self._breaker_failures = breaker_failures
         self._breaker_reset_after = breaker_reset_after
+        self._stuck_threads = stuck_threads or StuckThreads(sys.maxsize)
         self._clock = clock
         self._lock = threading.Lock()
         self._under_way = 0
@@ -164,7 +194,13 @@ class Guard:
         :raises CellBusy: no place became free in time
         """
         with self._lock:
-            quick = not self._down and self._under_way < self._max_sends
+            quick = (
+                not self._down
+                and self._under_way < self._max_sends
+                # Of such a cell it is asked whether it may hold up a thread.
+                and not self._failures
+                and not self._stuck
+            )
             if quick:
                 self._under_way += 1
                 admission = self._era
@@ -177,20 +213,29 @@ class Guard:
         left = 0.0
         waiter: _Waiter | None = None
         with self._lock:
-            if self._down:
-                left = self._refused_for(now)
-                if not left:
-                    return self._begin_trial()
+            if self._down and (left := self._refused_for(now)):
                 self._refused_down += 1
+            elif self._answers_no_more() and self._stuck_threads.are_too_many:
+                self._refused_busy += 1
+            elif self._down:
+                return self._begin_trial()
             elif self._under_way < self._max_sends:
                 self._under_way += 1
                 return self._era
             else:
                 waiter = _Waiter()
                 self._line.append(waiter)
-        if waiter is None:
+        if waiter is not None:
+            return self._wait_in_line(waiter, timeout)
+        if left:
             raise self._unavailable(left)
-        return self._wait_in_line(waiter, timeout)
+        raise self._busy(
+            f"{self._stuck_threads.limit} threads of this process are stuck "
+            "with brokers that do not answer"
+        )
+
+    def _answers_no_more(self) -> bool:
+        return self._failures > 0 or self._stuck > 0
 
     def _refused_for(self, now: float) -> float:
         """Seconds for which messages are refused at least; 0: one may go."""
@@ -218,12 +263,7 @@ class Guard:
                 self.leave()
             raise
         if not in_time and self._leave_line(waiter):
-            raise exceptions.CellBusy(
-                f"{self._max_sends} messages are under way there",
-                cell_uuid=self.cell_uuid,
-                cell_name=self.cell_name,
-                retry_after=1.0,
-            )
+            raise self._busy(f"{self._max_sends} messages are under way there")
         if waiter.admission is None:
             raise self._unavailable(self._breaker_reset_after)
         return waiter.admission
@@ -237,6 +277,14 @@ class Guard:
                 return False
             self._refused_busy += 1
             return True
+
+    def _busy(self, cause: str) -> exceptions.CellBusy:
+        return exceptions.CellBusy(
+            cause,
+            cell_uuid=self.cell_uuid,
+            cell_name=self.cell_name,
+            retry_after=1.0,
+        )
 
     def _unavailable(self, left: float) -> exceptions.CellUnavailable:
         return exceptions.CellUnavailable(
@@ -255,6 +303,7 @@ class Guard:
         with self._lock:
             if stuck:
                 self._stuck -= 1
+                self._stuck_threads.add(-1)
             if self._line:
                 waiter = self._line.popleft()
                 waiter.admission = self._era
@@ -267,6 +316,7 @@ class Guard:
         """A message's request gave up; its place stays taken."""
         with self._lock:
             self._stuck += 1
+            self._stuck_threads.add(1)
 
     def report(
         self,
@@ -414,6 +464,59 @@ class Guard:
                 casts=self._casts.counted(),
                 calls=self._calls.counted(),
             )
+
+
+class Place:
+    """A message's place in a guard, and its verdict.  Thread-safe.
+
+    :param admission: what :meth:`Guard.admit` returned for it
+    """
+
+    __slots__ = ("_admission", "_held", "_lock", "_stuck", "_told", "guard")
+
+    def __init__(self, guard: Guard, admission: int) -> None:
+        self.guard = guard
+        self._admission = admission
+        self._lock = threading.Lock()
+        self._held = True
+        self._stuck = False
+        self._told = False
+
+    def settle(
+        self, delivered: bool | None, *, cause: str = "", stuck: bool = False
+    ) -> float:
+        """Give the place back, and say how the message went.
+
+        Each counts once, whoever comes first.
+
+        :param delivered: as :meth:`Guard.report` has it
+        :param stuck: keep the place until :meth:`leave`, because a thread
+            does not come back
+        :returns: seconds until the next trial
+        """
+        with self._lock:
+            told, self._told = self._told, True
+        if stuck:
+            self._keep()
+        else:
+            self.leave()
+        if told:
+            return 0.0
+        return self.guard.report(delivered, self._admission, cause=cause)
+
+    def _keep(self) -> None:
+        with self._lock:
+            if not self._held or self._stuck:
+                return
+            self._stuck = True
+            self.guard.note_stuck()
+
+    def leave(self) -> None:
+        """Give the place back, if it was not yet."""
+        with self._lock:
+            held, self._held = self._held, False
+        if held:
+            self.guard.leave(stuck=self._stuck)
 
 
 class Guards:

@@ -2,10 +2,9 @@
 """``mq_connection``: the transports that applications send through.
 
 A :class:`Handle` belongs to one request.  It costs little, because most
-requests send nothing.  Its first message makes a
-:class:`~cellmw.transports.delivery.Borrower`, which leases a transport; the
-end of the response ends both.  After that the handle refuses to send, and
-holds nothing of this package any more.
+requests send nothing.  Its first message makes a :class:`RequestLease`, which
+leases a transport; the end of the response ends both.  After that the handle
+refuses to send, and holds nothing of this package any more.
 
 A :class:`CellTransport` belongs to one cell and to no request.  Each of its
 messages leases a transport of its own.
@@ -15,19 +14,24 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self
+from typing import Any, NoReturn, Protocol, Self
 
 import oslo_messaging
 from oslo_config import cfg
 from oslo_messaging.transport import RPCTransport
 
 from cellmw import exceptions, garbage
-from cellmw.cells.mapping import Cell
-from cellmw.transports.delivery import Borrower, Courier, Outgoing
-
-if TYPE_CHECKING:
-    import threading
+from cellmw.cells.mapping import Cell, Generation
+from cellmw.transports.pool import Lease, Pool
+from cellmw.transports.sending import (
+    Delivering,
+    OtherGeneration,
+    Outgoing,
+    Sending,
+    check_timeouts,
+)
 
 
 class Process(Protocol):
@@ -36,7 +40,7 @@ class Process(Protocol):
     pid: int
     lock: threading.Lock
     conf: cfg.ConfigOpts
-    courier: Courier
+    delivering: Delivering
     runtime_id: int
 
     def here(self) -> Process:
@@ -45,13 +49,10 @@ class Process(Protocol):
     def cell(self, cell_uuid: str) -> Cell:
         """What is known of a cell.  May block for the API database."""
 
-    def borrower(self, cell: Cell) -> Borrower:
+    def borrower(self, cell: Cell) -> RequestLease:
         """A borrower of this cell's transports."""
 
-    def refresh(self) -> None:
-        """Read the cell mappings again, now."""
-
-    def abandon(self, borrower: Borrower) -> None:
+    def abandon(self, borrower: RequestLease) -> None:
         """End a request's hold in another thread.  Takes no lock."""
 
 
@@ -93,6 +94,122 @@ class _SendOnly(RPCTransport):
         raise TypeError("mq_connection belongs to its process: no pickling")
 
 
+class RequestLease:
+    """A request's hold on its cell's transports.  Thread-safe.
+
+    Holds the lease from the first message to the end of the response, and
+    sees to it that all messages go out with one generation.
+
+    :param pool: of the process that the request is in
+    :param current: gives the cell's current state; may block; raises
+        SendError for a cell that cannot be sent to
+    """
+
+    def __init__(self, pool: Pool, current: Callable[[], Cell]) -> None:
+        self._pool = pool
+        self._current = current
+        self._lock = threading.Lock()
+        self._lease: Lease | None = None
+        self._pinned: Generation | None = None
+        self._ended = False
+
+    def lease(self, timeout: float) -> Lease:
+        """A lease for one message; the caller releases it.
+
+        :raises SendError: there is nothing to send with
+        """
+        while True:
+            given_up = None
+            with self._lock:
+                if self._lease is not None:
+                    if not self._lease.given_up:
+                        return self._lease.share()
+                    # Another request has found its connections dead.
+                    given_up, self._lease = self._lease, None
+                generation = self._pinned
+            if given_up is not None:
+                given_up.release()
+            if generation is None:
+                generation = self.current_generation()
+            new = self._pool.acquire(generation, timeout=timeout)
+            with self._lock:
+                if self._lease is None and self._pinned in (None, generation):
+                    if self._ended:
+                        return new
+                    self._lease = new
+                    return new.share()
+            # Another message of this request was faster; its lease it is.
+            new.release()
+
+    def current_generation(self) -> Generation:
+        """The generation that a new request would get."""
+        cell = self._current()
+        if cell.generation is None:
+            raise cell.refuse()
+        return cell.generation
+
+    def pin(self, generation: Generation) -> None:
+        """From here on a message may have gone out with this one."""
+        stale = None
+        with self._lock:
+            if self._pinned is None:
+                self._pinned = generation
+            other = self._pinned is not generation
+            if self._lease is not None and (
+                self._lease.generation is not self._pinned
+            ):
+                # The next message must not find it again.
+                stale, self._lease = self._lease, None
+        if stale is not None:
+            stale.release()
+        if other:
+            raise OtherGeneration
+
+    def drop(self, lease: Lease) -> None:
+        """Let go of a transport whose connections are dead."""
+        lease.give_up()
+        with self._lock:
+            held = self._lease
+            if held is None or held.transport is not lease.transport:
+                return
+            self._lease = None
+        held.release()
+
+    def turn_from(self, lease: Lease) -> None:
+        """Let nobody new have a transport that opens no more connections.
+
+        Those that it has live on, also when the password has been changed,
+        and serve the requests that have sent with this generation.
+        """
+        lease.retire()
+        with self._lock:
+            held = self._lease
+            if (
+                held is None
+                or self._pinned is not None
+                or held.transport is not lease.transport
+            ):
+                return
+            self._lease = None
+        held.release()
+
+    def end(self) -> None:
+        """End the request's lease; messages in flight keep their own.
+
+        A second time does nothing.
+        """
+        with self._lock:
+            self._ended = True
+            held, self._lease = self._lease, None
+        if held is not None:
+            try:
+                held.release()
+            except BaseException:
+                # A signal's handler may raise anywhere.
+                held.release()
+                raise
+
+
 class Handle(_SendOnly):
     """The request's own transport for its cell.
 
@@ -116,7 +233,7 @@ class Handle(_SendOnly):
         # Not the base class's, which wants a driver.
         self._process: Process | None = process
         self._cell = cell
-        self._borrower: Borrower | None = None
+        self._borrower: RequestLease | None = None
         self._is_released = False
         self._runtime_id = process.runtime_id
 
@@ -198,22 +315,19 @@ class Handle(_SendOnly):
             borrower.current_generation()
         if wait_for_reply and timeout is None:
             timeout = process.conf.rpc_response_timeout
-        return process.courier.send(
-            cell,
-            Outgoing(
-                target,
-                ctxt,
-                message,
-                wait_for_reply,
-                timeout,
-                call_monitor_timeout,
-                transport_options,
-            ),
-            borrower,
-            process.refresh,
+        check_timeouts(timeout, call_monitor_timeout)
+        outgoing = Outgoing(
+            target,
+            ctxt,
+            message,
+            wait_for_reply,
+            timeout,
+            call_monitor_timeout,
+            transport_options,
         )
+        return Sending(process.delivering, cell, outgoing, borrower).deliver()
 
-    def _borrow(self) -> tuple[Process, Borrower]:
+    def _borrow(self) -> tuple[Process, RequestLease]:
         process = self._process
         if process is None:
             raise self._released()
@@ -311,7 +425,7 @@ class CellTransport(_SendOnly):
         return f"<mq_connection of cell {self._cell_uuid}, of no request>"
 
 
-def _end(borrower: Borrower, process: Process, *, soon: bool) -> None:
+def _end(borrower: RequestLease, process: Process, *, soon: bool) -> None:
     # In a forked child it is the parent's, lock and lease.  At the end of an
     # interpreter threads that were stopped have locks, and none is started.
     if process.pid != os.getpid() or sys.is_finalizing():

@@ -12,8 +12,7 @@ import pytest
 from cellmw.cells.directory import Directory
 from cellmw.cells.mapping import Cell, CellMapping
 from cellmw.redaction import Secret
-from cellmw.transports.delivery import Borrower
-from cellmw.transports.handle import Handle
+from cellmw.transports.handle import Handle, RequestLease
 from tests.directories import Database, cell_uuid, instance_uuid, make
 from tests.fakes import Stack, cast
 
@@ -25,8 +24,8 @@ class Visited(Stack):
 
     directory: Directory
 
-    def borrower(self, of: Cell) -> Borrower:
-        return Borrower(self.pool, lambda: self.directory.cell(of.uuid))
+    def borrower(self, of: Cell) -> RequestLease:
+        return RequestLease(self.pool, lambda: self.directory.cell(of.uuid))
 
     def visit_all(self, numbers: Iterable[int]) -> None:
         for number in numbers:

@@ -179,7 +179,7 @@ def _permit(
 def _end_of_rotation(load: Rotation) -> None:
     """The broker has connections of the last generation only, and soon."""
     service = load.service
-    service.process.refresh()
+    service.process.directory.refresh()
     before = time.monotonic()
     stack.eventually(
         lambda: pool_stats(service).total.draining == 0, within=1 + SLACK
@@ -418,7 +418,7 @@ def test_s7_closing_that_hangs_delays_nobody(
     service, cell, proxy = hanging
     service.database.change_cell(cell, transport_url=vhost.url)
     with Records() as records:
-        service.process.refresh()
+        service.process.directory.refresh()
         outcome = service.send_one(cell)
         assert outcome.error is None
         assert outcome.seconds < SLACK

@@ -108,7 +108,7 @@ def test_a_cell_that_is_removed_is_no_longer_down(
 ) -> None:
     dead, other = add_dead_cell(api), add_dead_cell(api)
     api.remove_cell(dead)
-    api.process.refresh()
+    api.process.directory.refresh()
     response = stack.request(health(tmp_path), "/")
     assert response.text == "cellmw: 1 of 1 cells down"
     assert [stats.cell_uuid for stats in api.process.guards.stats()] == [other]

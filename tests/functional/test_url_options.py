@@ -23,6 +23,8 @@ from cellmw import exceptions, rpc, runtime
 from cellmw.cells.mapping import Generation
 from cellmw.redaction import Secret
 from cellmw.transports import oslo
+from cellmw.transports.driver import Verdict, judge
+from cellmw.workers import Workers
 from tests import servers
 from tests.functional import stack
 
@@ -37,7 +39,7 @@ NUMBERS = (
 
 
 def open_transport(conf: cfg.ConfigOpts, url: str) -> RPCTransport:
-    made = oslo.OsloTransports(conf, ())
+    made = oslo.OsloTransports(conf, (), Workers())
     return made.open(Generation.of("cell", Secret(url)), False)
 
 
@@ -97,8 +99,8 @@ def connect(conf: cfg.ConfigOpts, url: str) -> str:
         assert problem.__context__ is None
         return problem.cause
     if problem is not None:
-        verdict = oslo.judge(problem, answerable=False)
-        assert verdict in (oslo.Verdict.REFUSED, oslo.Verdict.UNREACHABLE)
+        verdict = judge(problem)
+        assert verdict in (Verdict.REFUSED, Verdict.UNREACHABLE)
     return ""
 
 

@@ -42,9 +42,9 @@ LAYERS: tuple[frozenset[str], ...] = (
             "cellmw.transports.url_options",
         }
     ),
-    frozenset({"cellmw.transports.oslo", "cellmw.transports.guard"}),
-    frozenset({"cellmw.transports.pool"}),
-    frozenset({"cellmw.transports.delivery"}),
+    frozenset({"cellmw.transports.driver.*", "cellmw.transports.guard"}),
+    frozenset({"cellmw.transports.oslo", "cellmw.transports.pool"}),
+    frozenset({"cellmw.transports.sending"}),
     frozenset({"cellmw.transports.handle"}),
     # What serves an API in other ways than by its contexts.
     frozenset({"cellmw.hidden_errors", "cellmw.observe"}),

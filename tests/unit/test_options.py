@@ -34,6 +34,7 @@ DEFAULTS: dict[str, Any] = {
     "transport_max_lifetime": 3600,
     "send_timeout": 10,
     "max_sends_per_cell": 64,
+    "max_stuck_sends": 256,
     "breaker_failures": 5,
     "breaker_reset_after": 30,
     "mode": "route",

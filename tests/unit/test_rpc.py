@@ -14,6 +14,7 @@ from oslo_messaging.transport import RPCTransport
 
 from cellmw import exceptions, redaction, rpc, testing
 from cellmw.context import RequestContext
+from cellmw.testing.memory import MemoryDriver
 from cellmw.transports import oslo
 
 TARGET = oslo_messaging.Target(topic="compute", server="host", version="1.0")
@@ -242,6 +243,26 @@ def test_a_default_that_was_not_set_up_is_an_error_at_the_first_send(
     # A cell needs no default.
     if make is rpc.get_client:
         assert made.call(Context(Recorder()), "do") == "answer"
+
+
+def test_a_second_init_closes_the_first_when_the_second_serves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Closing can take seconds, in which others send."""
+    published: list[int] = []
+    with testing.own_brokers():
+        rpc.init(configuration(transport_url="cellmw-memory://one/"))
+        client.cast({}, "do")
+
+        def closing(driver: MemoryDriver) -> None:
+            client.cast({}, "do")
+            published.append(testing.broker("two").stats().published)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(MemoryDriver, "cleanup", closing)
+            rpc.init(configuration(transport_url="cellmw-memory://two/"))
+        rpc.cleanup()
+    assert published == [1]
 
 
 def test_a_client_made_before_init_uses_what_init_sets_up() -> None:

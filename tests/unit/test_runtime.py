@@ -182,7 +182,7 @@ def test_settings_reach_the_parts(make: Callable[..., Runtime]) -> None:
     assert pool._refuse_over_limit
     assert pool._idle_timeout == 11
     assert pool._max_lifetime == 0
-    assert made.process().courier._send_timeout == 3
+    assert made.process().delivering.send_timeout == 3
     assert make(transport_cache="false").process().pool._max_size == 0
 
 
@@ -204,7 +204,7 @@ def test_what_changes_in_the_database_rotates(
     with handle_of(made) as handle:
         cast(handle)
     rows.put(1, state=1)
-    made.process().refresh()
+    made.process().directory.refresh()
     pool = made.process().pool
     _until(lambda: pool.stats().total.closed == 1)
     with handle_of(made) as handle:
@@ -237,7 +237,7 @@ def test_the_cells_passwords_are_known_as_long_as_they_are_used(
         assert PASSWORD not in scrub(f"it was {PASSWORD}")
         cast(handle)
         rows.rows = []
-        made.process().refresh()
+        made.process().directory.refresh()
         # The request still sends with it.
         assert PASSWORD not in scrub(f"it was {PASSWORD}")
     _until(lambda: made.process().pool.stats().total.closed == 1)

@@ -13,7 +13,7 @@ import pytest
 from cellmw import exceptions
 from cellmw.durations import BOUNDS
 from cellmw.transports import guard as guards_module
-from cellmw.transports.guard import Guard, Guards
+from cellmw.transports.guard import Guard, Guards, Place, StuckThreads
 
 UUID = "11111111-1111-1111-1111-111111111111"
 
@@ -602,3 +602,73 @@ def test_a_guard_in_use_is_not_thrown_away(guard: Guard) -> None:
     guard.report(True, admission)
     assert guard.discard_if_idle()
     assert guard.discarded
+
+
+# The bound on stuck threads of a process.
+
+
+def test_stuck_threads_keep_messages_from_cells_that_do_not_answer(
+    make_guard: Callable[..., Guard],
+) -> None:
+    threads = StuckThreads(3)
+    bad, worse, good = (
+        make_guard(stuck_threads=threads, max_sends=16) for _ in range(3)
+    )
+    places = [Place(guard, guard.admit(0)) for guard in (bad, worse, worse)]
+    for place in places:
+        place.settle(False, cause="late", stuck=True)
+    for guard in (bad, worse):
+        with pytest.raises(exceptions.CellBusy, match="3 threads"):
+            guard.admit(0)
+        assert guard.stats().refused_busy == 1
+    # The others go on, however many are stuck elsewhere.
+    go(good, True)
+    places[0].leave()
+    go(bad, True)
+    for place in places:
+        place.leave()
+    assert bad.stats().stuck == worse.stats().stuck == 0
+
+
+def test_a_trial_is_bounded_by_stuck_threads_too(
+    make_guard: Callable[..., Guard], clock: Clock
+) -> None:
+    threads = StuckThreads(1)
+    guard = make_guard(stuck_threads=threads)
+    stuck = Place(guard, guard.admit(0))
+    take_down(guard)
+    stuck.settle(False, stuck=True)
+    clock.now += 60
+    with pytest.raises(exceptions.CellBusy, match="stuck"):
+        guard.admit(0)
+    stuck.leave()
+    go(guard, True)
+    assert not guard.stats().down
+
+
+# A place and its verdict.
+
+
+def test_a_place_is_given_back_once_and_the_first_verdict_counts(
+    guard: Guard,
+) -> None:
+    place = Place(guard, guard.admit(0))
+    place.settle(False, cause="late")
+    place.settle(True)
+    place.leave()
+    stats = guard.stats()
+    assert (stats.under_way, stats.failed, stats.sent) == (0, 1, 0)
+
+
+@pytest.mark.parametrize("first", ["request", "sender"])
+def test_a_request_and_its_sender_agree_whether_that_is_stuck(
+    guard: Guard, first: str
+) -> None:
+    place = Place(guard, guard.admit(0))
+    if first == "request":
+        place.settle(False, cause="late", stuck=True)
+        assert guard.stats().stuck == guard.stats().under_way == 1
+    place.settle(True)
+    if first == "sender":
+        place.settle(False, cause="late", stuck=True)
+    assert guard.stats().stuck == guard.stats().under_way == 0

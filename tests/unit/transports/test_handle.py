@@ -21,8 +21,7 @@ from oslo_messaging.transport import RPCTransport
 from cellmw import exceptions
 from cellmw.cells.mapping import Cell
 from cellmw.transports import oslo
-from cellmw.transports.delivery import Borrower
-from cellmw.transports.handle import Handle, runtime_id_of
+from cellmw.transports.handle import Handle, RequestLease, runtime_id_of
 from cellmw.transports.pool import Lease
 from tests.fakes import (
     PASSWORD,
@@ -270,7 +269,7 @@ def test_a_finalizer_that_abandons_it_waits_for_no_lock(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Garbage is collected wherever: also by who has one of the locks."""
-    later: list[Borrower] = []
+    later: list[RequestLease] = []
     monkeypatch.setattr(stack, "abandon", later.append)
     handle = Handle(stack, cell(1))
     cast(handle)
@@ -299,7 +298,7 @@ def test_the_collector_that_releases_it_waits_for_no_lock(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever collects may have one of the locks just then."""
-    later: list[Borrower] = []
+    later: list[RequestLease] = []
     monkeypatch.setattr(stack, "abandon", later.append)
     handle = Handle(stack, cell(1))
     cast(handle)

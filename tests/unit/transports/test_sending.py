@@ -18,15 +18,17 @@ from oslo_config import cfg
 
 from cellmw import exceptions
 from cellmw.cells.mapping import Cell, Generation
-from cellmw.transports import delivery as delivery_module
-from cellmw.transports.delivery import Borrower, Delivery, Outgoing
+from cellmw.transports.driver import under_way
+from cellmw.transports.handle import RequestLease
 from cellmw.transports.pool import Lease
+from cellmw.transports.sending import OtherGeneration, Outgoing, Sending
 from cellmw.workers import Job, Workers
 from tests.fakes import (
     PASSWORD,
     PATIENCE,
     Gate,
     Sent,
+    Silent,
     Stack,
     Threads,
     Transport,
@@ -264,14 +266,14 @@ def test_what_messages_of_a_request_share_is_touched_under_its_lock(
     stack: Stack,
 ) -> None:
     touched: list[str] = []
-    watched = _watched(Borrower, touched, "_lease", "_pinned", "_ended")
+    watched = _watched(RequestLease, touched, "_lease", "_pinned", "_ended")
     of = stack.cells[cell_uuid(1)]
     borrower = watched(stack.pool, lambda: stack.cells[of.uuid])
     first, second = borrower.lease(PATIENCE), borrower.lease(PATIENCE)
     second.give_up()
     other = borrower.lease(PATIENCE)
     borrower.pin(other.generation)
-    with pytest.raises(delivery_module._OtherGeneration):
+    with pytest.raises(OtherGeneration):
         borrower.pin(generation(1, 1))
     borrower.drop(other)
     borrower.lease(PATIENCE).release()
@@ -281,33 +283,6 @@ def test_what_messages_of_a_request_share_is_touched_under_its_lock(
         lease.release()
     assert touched == []
     assert stack.stats.leases == 0
-
-
-@pytest.mark.parametrize("gives_up", ["before", "after"])
-def test_a_request_and_its_worker_agree_whether_that_is_stuck(
-    stack: Stack, gives_up: str
-) -> None:
-    touched: list[str] = []
-    watched = _watched(Delivery, touched, "_ended")
-    of, guard = stack.cells[cell_uuid(1)], stack.guard()
-    borrower = stack.borrower(of)
-    guard.admit(0)
-    delivery = watched(
-        Outgoing(TARGET, {}, message(), None, None, None, None),
-        borrower,
-        guard,
-        send_timeout=PATIENCE,
-        refresh=stack.refresh,
-    )
-    if gives_up == "before":
-        delivery.give_up()
-        assert guard.stats().stuck == 1
-    delivery.run()
-    if gives_up == "after":
-        delivery.give_up()
-    borrower.end()
-    assert guard.stats().stuck == guard.stats().under_way == 0
-    assert touched == []
 
 
 # One generation for a request.
@@ -470,30 +445,24 @@ def test_what_is_written_with_the_other_generation_is_decided_as_well(
     """A request that gives up then must not say that it never will be."""
     torn = [True]
 
-    class Torn(Borrower):
+    class Torn(RequestLease):
         """Another message of the request decides first."""
 
         def pin(self, of: Generation) -> None:
             if torn:
                 torn.clear()
-                raise delivery_module._OtherGeneration
+                raise OtherGeneration
             super().pin(of)
 
-    guard = stack.guard()
-    guard.admit(0)
-    borrower = Torn(stack.pool, lambda: stack.cells[cell_uuid(1)])
-    delivery = Delivery(
-        Outgoing(TARGET, {}, message(), None, None, None, None),
-        borrower,
-        guard,
-        send_timeout=PATIENCE,
-        refresh=stack.refresh,
-    )
-    delivery.run()
+    of = stack.cells[cell_uuid(1)]
+    borrower = Torn(stack.pool, lambda: of)
+    outgoing = Outgoing(TARGET, {}, message(), None, None, None, None)
+    stack.transports.on_send = _failing(OSError("reset"))
+    with pytest.raises(exceptions.DeliveryUncertain):
+        Sending(stack.delivering, of, outgoing, borrower).deliver()
     borrower.end()
-    assert len(stack.transports.sent) == 1
-    assert delivery.may_be_written
-    assert not delivery.revoke()
+    assert not torn
+    assert stack.guard().stats().failed == 1
 
 
 def test_a_cell_that_can_no_longer_be_sent_to_refuses(stack: Stack) -> None:
@@ -554,7 +523,7 @@ def test_what_is_leased_anew_is_kept_when_the_old_one_is_let_go(
 
 
 def test_an_error_of_the_far_side_leaves_the_transport(stack: Stack) -> None:
-    stack.transports.on_send = _failing(oslo_messaging.RemoteError("E", "m"))
+    stack.transports.on_reply = _failing(oslo_messaging.RemoteError("E", "m"))
     with stack.handle() as handle:
         for _ in range(3):
             with pytest.raises(oslo_messaging.RemoteError):
@@ -633,8 +602,7 @@ def test_a_url_that_cannot_be_used_is_tried_again_when_it_is_read_again(
 def test_an_error_of_the_far_side_keeps_its_cell(stack: Stack) -> None:
     """It may itself have sent on, to another one."""
     theirs = exceptions.CellBusy("too much", cell_uuid="theirs")
-    fail = _failing(theirs)
-    stack.transports.on_send = lambda one, sent: ReplyWaiter().wait(fail)
+    stack.transports.on_reply = _failing(theirs)
     with stack.handle() as handle:
         with pytest.raises(exceptions.CellBusy) as caught:
             call(handle)
@@ -655,7 +623,7 @@ def test_to_a_driver_that_does_not_announce_all_may_have_been_written(
     stack: Stack,
 ) -> None:
     def strange(one: Transport) -> None:
-        one._driver = object()
+        one._driver = Silent()
 
     with stack.handle() as handle:
         cast(handle)
@@ -802,7 +770,8 @@ def test_an_error_of_the_far_side_says_that_the_cell_is_there(
         with pytest.raises(exceptions.DeliveryUncertain):
             cast(handle)
         assert stack.guard().stats().failures == 1
-        stack.transports.on_send = _failing(
+        stack.transports.on_send = lambda one, sent: None
+        stack.transports.on_reply = _failing(
             oslo_messaging.RemoteError("E", "m")
         )
         with pytest.raises(oslo_messaging.RemoteError):
@@ -813,8 +782,7 @@ def test_an_error_of_the_far_side_says_that_the_cell_is_there(
 
 
 def test_no_reply_in_time_says_nothing_against_the_cell(stack: Stack) -> None:
-    late = _failing(oslo_messaging.MessagingTimeout())
-    stack.transports.on_send = lambda one, sent: ReplyWaiter().wait(late)
+    stack.transports.on_reply = _failing(oslo_messaging.MessagingTimeout())
     with stack.handle() as handle:
         for _ in range(10):
             with pytest.raises(oslo_messaging.MessagingTimeout):
@@ -911,7 +879,7 @@ def test_what_ends_just_as_the_request_gives_up_counts(
     monkeypatch.setattr(Job, "wait", wait)
     with hasty.handle() as handle:
         assert call(handle) == "a reply"
-        hasty.transports.on_send = _failing(ValueError("the far side's"))
+        hasty.transports.on_reply = _failing(ValueError("the far side's"))
         with pytest.raises(ValueError, match="the far side's"):
             call(handle)
     monkeypatch.undo()
@@ -922,16 +890,17 @@ def test_a_message_revoked_at_the_last_moment_tells_no_inner_error(
     hasty: Stack, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The worker finds that between the revocation and the last look."""
-    real = Delivery.revoke
+    real = Sending._revoke
 
-    def revoke(delivery: Delivery) -> bool:
-        revoked = real(delivery)
+    def revoke(sending: Sending) -> Any:
+        before = real(sending)
         gate.open()
         _until(lambda: hasty.guard().stats().under_way == 0)
-        time.sleep(0.01)
-        return revoked
+        _until(lambda: not hasty.workers.busy)
+        return before
 
-    monkeypatch.setattr(Delivery, "revoke", revoke)
+    # No hook from outside reaches between the two.
+    monkeypatch.setattr(Sending, "_revoke", revoke)
     hasty.transports.before_writing = gate.wait
     with hasty.handle() as handle:
         with pytest.raises(exceptions.CellUnavailable, match="longer than"):
@@ -939,22 +908,15 @@ def test_a_message_revoked_at_the_last_moment_tells_no_inner_error(
     assert not hasty.transports.sent
 
 
-class ReplyWaiter:
-    """Where a driver waits for a reply, by its name."""
-
-    def wait(self, until: Callable[[], object]) -> object:
-        return until()
-
-
 def test_a_reply_may_come_later_than_the_message_must(
     hasty: Stack, gate: Gate
 ) -> None:
 
-    def answer(one: Transport, sent: Sent) -> Any:
-        ReplyWaiter().wait(gate.wait)
+    def answer(*_: object) -> str:
+        gate.wait()
         return "late"
 
-    hasty.transports.on_send = answer
+    hasty.transports.on_reply = answer
     found: list[Any] = []
     with hasty.handle() as handle, Threads() as threads:
         threads.start(lambda: found.append(call(handle, timeout=PATIENCE)))
@@ -969,7 +931,7 @@ def test_a_reply_may_come_later_than_the_message_must(
 def test_a_reply_that_comes_later_is_counted_once(
     hasty: Stack, gate: Gate
 ) -> None:
-    hasty.transports.on_send = lambda one, sent: ReplyWaiter().wait(gate.wait)
+    hasty.transports.on_reply = gate.wait
     with hasty.handle() as handle, Threads() as threads:
         threads.start(lambda: call(handle, timeout=PATIENCE))
         _until(lambda: hasty.guard().stats().sent == 1)
@@ -983,7 +945,7 @@ def test_a_reply_that_comes_later_is_counted_once(
 def test_a_reply_that_is_overdue_is_a_timeout(
     hasty: Stack, gate: Gate
 ) -> None:
-    hasty.transports.on_send = lambda one, sent: ReplyWaiter().wait(gate.wait)
+    hasty.transports.on_reply = gate.wait
     with hasty.handle() as handle:
         with pytest.raises(oslo_messaging.MessagingTimeout):
             call(handle, timeout=0.05)
@@ -992,13 +954,40 @@ def test_a_reply_that_is_overdue_is_a_timeout(
     _until(lambda: hasty.guard().stats().under_way == 0)
 
 
-def test_a_cast_is_not_waited_for_any_longer(hasty: Stack, gate: Gate) -> None:
-    hasty.transports.on_send = lambda one, sent: ReplyWaiter().wait(gate.wait)
+def test_a_cast_that_is_confirmed_is_delivered(
+    hasty: Stack, gate: Gate
+) -> None:
+    """Whatever holds up the driver then, and whatever fails then."""
+
+    def linger(*_: object) -> None:
+        assert under_way.message is not None
+        under_way.message.written()
+        gate.wait()
+        raise OSError("closing failed")
+
+    hasty.transports.on_send = linger
     with hasty.handle() as handle:
-        with pytest.raises(exceptions.DeliveryUncertain):
-            cast(handle, timeout=PATIENCE)
-    gate.open()
-    _until(lambda: hasty.guard().stats().under_way == 0)
+        cast(handle)
+        assert hasty.guard().stats().under_way == 0
+        gate.open()
+        cast(handle)
+    stats = hasty.guard().stats()
+    assert (stats.sent, stats.failed) == (2, 0)
+
+
+def test_a_call_that_awaits_its_reply_holds_no_place(gate: Gate) -> None:
+    with Stack(max_sends=1) as stack, Threads() as threads:
+        stack.put(1)
+        stack.transports.on_reply = gate.wait
+        with stack.handle() as handle:
+            for _ in range(5):
+                threads.start(lambda: call(handle, timeout=PATIENCE))
+            gate.await_arrival(5)
+            stats = stack.guard().stats()
+            assert (stats.sent, stats.under_way) == (5, 0)
+            cast(handle)
+            gate.open()
+            threads.join()
 
 
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])

@@ -1,0 +1,124 @@
+# Licensed under the Apache License, Version 2.0; see the file LICENSE.
+"""All that this package knows of the inside of oslo.messaging's drivers.
+
+Each module names the versions that its facts were read in.  A driver is
+either built into the seam, which :func:`install` does for RabbitMQ, or
+derives from :class:`~cellmw.transports.driver.progress.Reporting`, or tells
+nothing.  Of a driver that tells nothing, each message may have been written
+as soon as the driver has it.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import oslo_messaging
+from oslo_messaging._drivers import impl_rabbit, pool
+from oslo_messaging.transport import RPCTransport
+
+from cellmw.transports.driver import fit
+from cellmw.transports.driver.connections import ConnectionPool
+from cellmw.transports.driver.progress import (
+    Message,
+    Reporting,
+    Verdict,
+    under_way,
+)
+from cellmw.transports.driver.rabbit import (
+    judge,
+    keeps_queue_names,
+    prepare_queue_manager,
+)
+
+__all__ = [
+    "Message",
+    "Reporting",
+    "Verdict",
+    "check",
+    "connect",
+    "install",
+    "judge",
+    "judge_silent",
+    "keeps_queue_names",
+    "prepare_queue_manager",
+    "reports",
+    "under_way",
+]
+
+LOG = logging.getLogger(__name__)
+
+
+@functools.cache
+def check() -> bool:
+    """Whether the seam fits the installed libraries.
+
+    Looks once, and logs one warning where it does not fit.
+    """
+    misfits = fit.misfits()
+    if misfits:
+        LOG.warning(
+            "Messages to RabbitMQ go the careful way: each is handed to a "
+            "worker thread, a failure says that it may have been delivered, "
+            "and none is tried again. The installed libraries (%s) differ "
+            "from those that were tried (%s) in: %s",
+            fit.installed(),
+            fit.TRIED,
+            ", ".join(misfits),
+        )
+    return not misfits
+
+
+def install(
+    transport: RPCTransport, later: Callable[[Callable[[], Any]], bool]
+) -> bool:
+    """Build a new transport into the seam, if it is one to RabbitMQ.
+
+    :param later: runs a function in another thread; whether it could
+    :returns: whether its driver is RabbitMQ's
+    """
+    driver: Any = transport._driver
+    connections: Any = getattr(driver, "_connection_pool", None)
+    is_rabbit = (
+        getattr(connections, "connection_cls", None) is impl_rabbit.Connection
+    )
+    if is_rabbit and check() and type(connections) is pool.ConnectionPool:
+        driver._connection_pool = ConnectionPool(connections, later)
+    return is_rabbit
+
+
+def reports(transport: RPCTransport) -> bool:
+    """Whether the driver tells the message under way how far it is."""
+    driver: Any = transport._driver
+    return isinstance(driver, Reporting) or isinstance(
+        getattr(driver, "_connection_pool", None), ConnectionPool
+    )
+
+
+def connect(transport: RPCTransport) -> bool:
+    """Open a connection, and write no message; False: that is not known.
+
+    Blocks as opening does.  Raises what the driver raises.
+    """
+    driver: Any = transport._driver
+    if isinstance(driver, Reporting):
+        driver.connect()
+        return True
+    if not reports(transport):
+        return False
+    with driver._get_connection(retry=0):
+        return True
+
+
+def judge_silent(error: BaseException, *, is_call: bool) -> Verdict:
+    """What an error means that came out of a driver that tells nothing.
+
+    Only its class can be judged, which may be that of a far side's error.
+    """
+    if isinstance(error, oslo_messaging.RemoteError) or (
+        is_call and isinstance(error, oslo_messaging.MessagingTimeout)
+    ):
+        return Verdict.ANSWERED
+    return judge(error)

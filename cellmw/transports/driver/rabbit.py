@@ -1,0 +1,359 @@
+# Licensed under the Apache License, Version 2.0; see the file LICENSE.
+"""oslo.messaging's connection to RabbitMQ, which tells what it does.
+
+Read in oslo.messaging 18.3, kombu 5.4 and 5.7, and amqp 5.2 and 5.4:
+
+- ``Connection._ensure_publishing`` gets the method that publishes, takes the
+  connection's lock and runs that method in ``ensure``, which replaces what it
+  raises by a MessageDeliveryFailure.  With ``retry=0`` it runs it once.  It
+  returns when the broker has confirmed the message.
+- ``_set_current_channel`` gets each new channel.  ``_heartbeat_start`` is
+  called at the end of opening, before anybody else has the connection, and
+  only where it is one to send with.
+- kombu keeps its default channel in ``_default_channel``, also when it was
+  closed.
+- A channel of py-amqp sends each method by its ``send_method``; the first
+  argument is the method's number.  Before ``Basic.Publish`` it reads what has
+  arrived and turns on confirms.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Self
+
+import amqp.exceptions
+import amqp.spec
+import amqp.transport
+import kombu.exceptions
+import kombu.transport.pyamqp
+import oslo_messaging
+from oslo_concurrency import lockutils
+from oslo_config import cfg, types
+from oslo_messaging._drivers import base, common, impl_rabbit
+
+from cellmw import exceptions
+from cellmw.transports import url_options
+from cellmw.transports.driver.progress import Message, Verdict, under_way
+from cellmw.transports.driver.wire import Expired, Wire
+
+_TRANSPORTS = (amqp.transport.TCPTransport, amqp.transport.SSLTransport)
+
+_CONNECTION_ERRORS = (
+    oslo_messaging.MessageDeliveryFailure,
+    oslo_messaging.MessagingTimeout,
+    base.TransportDriverError,
+    common.RPCException,
+    amqp.exceptions.AMQPError,
+    kombu.exceptions.OperationalError,
+    kombu.exceptions.InconsistencyError,
+    OSError,
+    EOFError,
+)
+# What RabbitMQ 3.10 says where a 403 is not about the user's rights.
+_NOT_ABOUT_RIGHTS = (
+    "reserved prefix",
+    "default exchange",
+    "internal exchange",
+)
+
+
+def judge(error: BaseException) -> Verdict:
+    """What an error of a connection says about the cell, by its class."""
+    if isinstance(error, oslo_messaging.MessageUndeliverable):
+        return Verdict.ANSWERED
+    if isinstance(error, Expired):
+        return Verdict.LATE
+    if isinstance(
+        error, (amqp.exceptions.AccessRefused, amqp.exceptions.NotAllowed)
+    ):
+        return Verdict.REFUSED
+    if isinstance(error, _CONNECTION_ERRORS):
+        return Verdict.UNREACHABLE
+    return Verdict.UNRELATED
+
+
+def judge_publishing(error: BaseException) -> Verdict:
+    """The same of an error that publishing a message raised."""
+    if isinstance(error, amqp.exceptions.MessageNacked):
+        return Verdict.NACKED
+    if isinstance(error, amqp.exceptions.AccessRefused):
+        text = str(error)
+        if any(part in text for part in _NOT_ABOUT_RIGHTS):
+            return Verdict.INVALID
+    elif isinstance(
+        error,
+        (
+            amqp.exceptions.ChannelError,
+            # What cannot be put into a frame.
+            amqp.exceptions.FrameSyntaxError,
+            struct.error,
+            UnicodeError,
+        ),
+    ):
+        return Verdict.INVALID
+    return judge(error)
+
+
+def _tells_of_broker(error: Exception) -> bool:
+    """Whether the broker or the network made an attempt to connect fail.
+
+    Everything else stems from the URL or the configuration.
+    """
+    if isinstance(error, amqp.exceptions.FrameSyntaxError):
+        # Raised here as well, for what does not fit into a frame; the
+        # broker's names the method.
+        return error.method_sig is not None
+    return isinstance(error, (*_CONNECTION_ERRORS, MemoryError))
+
+
+class _Lock:
+    """In place of the driver's lock: can be tried, and taken again.
+
+    The driver's prefers the heartbeat's thread.  Here that needs no
+    preference: a connection that is never free sends all the time, which
+    RabbitMQ takes for a heartbeat.
+    """
+
+    def __init__(self) -> None:
+        lock = threading.RLock()
+        self.acquire = lock.acquire
+        self.release = lock.release
+        self.heartbeat_acquire = lock.acquire
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+    def for_heartbeat(self) -> Self:
+        """Hold it for one heartbeat."""
+        return self
+
+
+class Connection(impl_rabbit.Connection):
+    """A connection that serves one message at a time, until its deadline.
+
+    When it is opened it tries each host once.  The driver's own, if it is the
+    one for replies, tries for ever, in the thread of the first call and under
+    a lock that all others need.  If it is one to send with, ``retry=0`` makes
+    it try one host of a cluster, which may be the dead one.
+
+    :ivar wire: its socket; None: not known, so that no deadline holds
+    :ivar is_taken: whether a message has it
+    """
+
+    def __init__(
+        self,
+        conf: cfg.ConfigOpts,
+        url: oslo_messaging.TransportURL,
+        purpose: str,
+        retry: int | None = None,
+    ) -> None:
+        self.wire: Wire | None = None
+        self.is_taken = False
+        self._hooked: Any = None
+        tries_left = max(0, len(url.hosts) - 1)
+        try:
+            super().__init__(conf, url, purpose, retry=tries_left)
+            return
+        except Exception as error:
+            # A certificate file may have gone since the transport was made.
+            reason = url_options.rabbit_problem(
+                conf[url_options.RABBIT], url.query
+            )
+            if not reason and _tells_of_broker(error):
+                raise
+            no_thread = isinstance(error, RuntimeError) and (
+                "start new thread" in str(error)
+            )
+            # The error's text may quote a piece of a password.
+            name = type(error).__name__
+        if no_thread:
+            raise exceptions.CellBusy("no thread can be started for it")
+        raise exceptions.CellMisconfigured(
+            reason or f"its URL cannot be used to connect ({name})"
+        )
+
+    def take(self, message: Message, *, wait: bool = True) -> bool:
+        """Reserve it for a message; whether it can be written to.
+
+        Waits for the heartbeat's thread until the message's deadline, if it
+        may.  Reads what has arrived: where the broker or a proxy has closed
+        the connection, that is seen here, before anything is written.
+        """
+        left = message.deadline - time.monotonic() if wait else 0.0
+        if not self._connection_lock.acquire(timeout=max(0.0, left)):
+            return False
+        try:
+            self.is_taken = True
+            if self.wire is None:
+                # Nothing tells when it writes.
+                message.writing()
+                return True
+            self.wire.deadline = message.deadline
+            if self._is_alive(self.wire):
+                return True
+        except BaseException:
+            self.leave()
+            raise
+        self.leave()
+        return False
+
+    def leave(self) -> None:
+        """End the reservation; does nothing where there is none."""
+        if not self.is_taken:
+            return
+        self.is_taken = False
+        wire = self.wire
+        if wire is not None:
+            wire.deadline = None
+            if wire.is_short and wire.is_open:
+                wire.is_short = False
+                self.set_transport_socket_timeout()
+        self._connection_lock.release()
+
+    def _is_alive(self, wire: Wire) -> bool:
+        if not wire.is_open:
+            return False
+        if wire.is_quiet():
+            return True
+        try:
+            while True:
+                self.connection.drain_events(timeout=0)
+        except TimeoutError:
+            return wire.is_open
+        except Exception:
+            return False
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether another message may be sent with it."""
+        return self.wire is None or self.wire.is_open
+
+    def _heartbeat_start(self) -> None:
+        self._connection_lock = _Lock()
+        super()._heartbeat_start()
+
+    def _set_current_channel(self, new_channel: Any) -> None:
+        super()._set_current_channel(new_channel)
+        if new_channel is None:
+            # The driver has closed it, and kombu would give it out again.
+            self.connection._default_channel = None
+        if new_channel is None or new_channel is self._hooked:
+            return
+        if self.purpose == common.PURPOSE_SEND:
+            self._hooked = new_channel
+            self._hook(new_channel)
+
+    def _hook(self, channel: Any) -> None:
+        transport = getattr(channel.connection, "transport", None)
+        if type(transport) not in _TRANSPORTS:
+            self.wire = None
+            return
+        wire = self.wire
+        if wire is None or wire.transport is not transport:
+            before, self.wire = wire, Wire(transport)
+            if before is not None:
+                # Opened anew in the middle of a message.
+                self.wire.deadline = before.deadline
+        channel.send_method = self._announcing(channel.send_method)
+
+    def _announcing(self, send: Callable[..., Any]) -> Callable[..., Any]:
+        def send_method(signature: Any, *args: Any, **kwargs: Any) -> Any:
+            wire = self.wire
+            if wire is None or signature != amqp.spec.Basic.Publish:
+                return send(signature, *args, **kwargs)
+            wire.publishing = under_way.message
+            try:
+                return send(signature, *args, **kwargs)
+            finally:
+                wire.publishing = None
+
+        return send_method
+
+    def _ensure_publishing(
+        self, method: Callable[..., None], *args: Any, **kwargs: Any
+    ) -> None:
+        message = under_way.message
+        if message is None:
+            super()._ensure_publishing(method, *args, **kwargs)
+            return
+
+        cause: Exception | None = None
+
+        def publish(*arguments: Any) -> None:
+            nonlocal cause
+            try:
+                method(*arguments)
+            except Exception as error:
+                cause = error
+                message.failed(judge_publishing(error), error)
+                raise
+
+        try:
+            with reporting():
+                super()._ensure_publishing(publish, *args, **kwargs)
+        except Exception:
+            if cause is None:
+                raise
+            # The driver has put things in order, and raises another one.
+            raise cause from None
+        finally:
+            cause = None
+        message.written()
+
+    def declare_consumer(self, consumer: Any) -> Any:
+        """Declare a queue: for a sender, the one for its replies."""
+        with reporting():
+            return super().declare_consumer(consumer)
+
+
+def prepare_queue_manager(conf: cfg.ConfigOpts) -> None:
+    """Let a queue manager find its locks where a configuration says.
+
+    The driver has them at ``[oslo_concurrency] lock_path`` of the global
+    configuration, whichever it was made with itself.
+
+    :raises ConfigurationError: there is to be one, and no path is set
+    """
+    conf.register_opts(impl_rabbit.rabbit_opts, group="oslo_messaging_rabbit")
+    path = lockutils.get_lock_path(conf)
+    if path and not lockutils.get_lock_path(cfg.CONF):
+        lockutils.set_defaults(path)
+    elif not path and conf.oslo_messaging_rabbit.use_queue_manager:
+        raise exceptions.ConfigurationError(
+            "[oslo_messaging_rabbit] use_queue_manager needs a directory for "
+            "its locks: set [oslo_concurrency] lock_path"
+        )
+
+
+def keeps_queue_names(
+    conf: cfg.ConfigOpts, url: oslo_messaging.TransportURL
+) -> bool:
+    """Whether the reply queue's name is the process's, not the transport's."""
+    named = url.query.get("use_queue_manager")
+    if named is None:
+        return bool(conf.oslo_messaging_rabbit.use_queue_manager)
+    return types.Boolean()(named)
+
+
+@contextlib.contextmanager
+def reporting() -> Iterator[None]:
+    """Tell the message under way what fails in this block."""
+    try:
+        yield
+    except Exception as error:
+        message = under_way.message
+        if message is not None:
+            message.failed(judge(error), error)
+        raise
+
+
+# Loaded on use otherwise, and then the first request would pay for it.
+_ = kombu.transport.pyamqp
