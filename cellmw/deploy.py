@@ -41,21 +41,44 @@ def filter_factory(
     :param local_conf: the filter's own section
     :raises ConfigurationError: it cannot work as it is configured
     """
+    # The frame of this function becomes part of a traceback.
+    given = [(global_conf or {}, local_conf, oslo_config_config)]
+    del global_conf, local_conf, oslo_config_config
+    loaded = _load_or_say(*given.pop())
+    if isinstance(loaded, BaseException):
+        raise loaded
+    return loaded
+
+
+def _load_or_say(
+    *given: Any,
+) -> Callable[[WSGIApplication], WSGIApplication] | BaseException:
+    """Load, or return why not: the frames of loading know connections."""
+    try:
+        return _load(*given)
+    except Exception as error:
+        return redaction.made_safe(error)
+
+
+def _load(
+    global_conf: Mapping[str, Any],
+    local_conf: Mapping[str, Any],
+    oslo_config_config: Any,
+) -> Callable[[WSGIApplication], WSGIApplication]:
     _refuse_patched_process()
-    _warn_of_default(global_conf or {}, local_conf)
+    _warn_of_default(global_conf, local_conf)
     paste = dict(local_conf)
     connection = paste.pop(options.PASTE_DATABASE_OPTION, None)
-    del local_conf  # this frame becomes part of a traceback
     if isinstance(connection, str):
         connection = redaction.Secret(connection)
     source = {
         name: value
         for name in options.PASTE_SOURCE_OPTIONS
-        if (value := paste.pop(name, (global_conf or {}).get(name)))
+        if (value := paste.pop(name, global_conf.get(name)))
     }
     if oslo_config_config is None:
         # Paste gives strings only, which are refused below.
-        oslo_config_config = (global_conf or {}).get("oslo_config_config")
+        oslo_config_config = global_conf.get("oslo_config_config")
     if oslo_config_config is None:
         conf, identity = read_source(source)
     elif isinstance(oslo_config_config, cfg.ConfigOpts):

@@ -46,7 +46,7 @@ class _Default:
     def set_up(self, conf: cfg.ConfigOpts, exmods: list[str]) -> None:
         hold = redaction.KNOWN.hold(redaction.Secret(conf.transport_url))
         try:
-            made = oslo.open_default(conf, exmods)
+            made = _open(conf, exmods)
         except BaseException:
             hold.drop()
             raise
@@ -95,9 +95,24 @@ class _Default:
         conf, exmods = self._settings
         # Two threads may both come here; what the slower one made has opened
         # nothing.
-        self._transport = oslo.open_default(conf, exmods)
+        self._transport = _open(conf, exmods)
         self._pid = os.getpid()
         return self._transport
+
+
+def _open(conf: cfg.ConfigOpts, exmods: list[str]) -> RPCTransport:
+    """Open the default transport; what fails shows no part of its URL."""
+    try:
+        return oslo.open_default(conf, exmods)
+    except ValueError:
+        # Its text quotes what urllib stumbled over, a piece of a password.
+        problem: BaseException = exceptions.ConfigurationError(
+            "cellmw: option transport_url in [DEFAULT] is not a URL that "
+            "oslo.messaging can use; percent-encode its password"
+        )
+    except Exception as error:
+        problem = redaction.made_safe(error)
+    raise problem
 
 
 _default = _Default()
@@ -224,18 +239,25 @@ class _Router(RPCTransport):
         transport = self._choose(ctxt)
         if wait_for_reply and timeout is None:
             timeout = transport.conf.rpc_response_timeout
-        return transport._send(
-            target,
-            dict(ctxt),
-            message,
-            wait_for_reply=wait_for_reply,
-            timeout=timeout,
-            call_monitor_timeout=call_monitor_timeout,
-            # At most once, whatever the caller wants; see the contract of
-            # oslo.messaging's retry, which can send twice.
-            retry=0,
-            transport_options=transport_options,
-        )
+        try:
+            return transport._send(
+                target,
+                dict(ctxt),
+                message,
+                wait_for_reply=wait_for_reply,
+                timeout=timeout,
+                call_monitor_timeout=call_monitor_timeout,
+                # At most once, whatever the caller wants; see the contract of
+                # oslo.messaging's retry, which can send twice.
+                retry=0,
+                transport_options=transport_options,
+            )
+        except Exception as error:
+            # The frames of the driver hold the transport's credentials.
+            problem = redaction.made_safe(error)
+            if problem is error:
+                raise
+        raise problem
 
     def _choose(self, ctxt: Any) -> RPCTransport:
         if self._to_cells:

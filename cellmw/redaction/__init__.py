@@ -9,10 +9,11 @@ and their handlers.  Imports nothing but the standard library.
 
 from __future__ import annotations
 
+from cellmw.redaction.copies import made_safe
 from cellmw.redaction.known import KNOWN, Hold, Secrets
 from cellmw.redaction.records import install
 from cellmw.redaction.secret import Secret
-from cellmw.redaction.text import describe, one_line, scrub
+from cellmw.redaction.text import describe, one_line, scrub, scrub_data
 from cellmw.redaction.tracebacks import strip_frames
 from cellmw.redaction.urls import redact_url
 
@@ -23,8 +24,10 @@ __all__ = [
     "Secrets",
     "describe",
     "install",
+    "made_safe",
     "one_line",
     "redact_url",
     "scrub",
+    "scrub_data",
     "strip_frames",
 ]

@@ -15,7 +15,7 @@ from typing import Any
 
 from cellmw.redaction import exposure, urls
 from cellmw.redaction.text import describe, scrub
-from cellmw.redaction.tracebacks import bare_traceback
+from cellmw.redaction.tracebacks import bare_traceback, strip_frames
 
 _DEEPEST_GROUP = 20
 _TEXT = "_cellmw_text"
@@ -32,6 +32,21 @@ def safe_copy(error: BaseException) -> BaseException:
         return bare_copy(error)
     except Exception:
         return Exception(describe(error))
+
+
+def made_safe(error: BaseException) -> BaseException:
+    """Make an exception safe to raise to a service, whoever prints it then.
+
+    Takes the variables out of the frames that it has come through, which
+    still print as the same lines, where they or the exception show a secret.
+
+    :returns: the exception itself, or a copy where its own text, arguments or
+        attributes show one
+    """
+    if exposure.is_clean(error):
+        return error
+    strip_frames(error)
+    return safe_copy(error)
 
 
 def bare_copy(error: BaseException) -> BaseException:

@@ -17,7 +17,7 @@ import functools
 import inspect
 import itertools
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from cellmw.redaction import text
@@ -159,7 +159,7 @@ class Look:
             self._waiting.append(error)
 
     def _at_one(self, error: BaseException, depth: int = 0) -> None:
-        # What fails here fails in a handler, too.
+        # What fails here fails in a handler as well.
         with contextlib.suppress(Exception):
             self._texts.append(str.__str__(str(error)))
         self._at_all(_get(error, "args"), depth)
@@ -170,6 +170,9 @@ class Look:
             self.at(value, depth)
 
     def _at_object(self, value: Any, kind: Any) -> None:
+        if _is_configuration(kind):
+            # Error trackers open it, and find every connection string.
+            self._left = -1
         if kind.__repr__ is object.__repr__:
             return
         if not _is_of_library(kind):
@@ -197,6 +200,13 @@ def _is_of_library(kind: type) -> bool:
     return any(
         str(base.__module__).partition(".")[0] in _LIBRARIES
         for base in kind.__mro__
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_configuration(kind: type) -> bool:
+    return kind.__module__.startswith("oslo_config.") and issubclass(
+        kind, Mapping
     )
 
 

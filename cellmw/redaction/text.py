@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from cellmw.redaction import urls
 from cellmw.redaction.known import KNOWN
@@ -46,6 +47,23 @@ def scrub(text: str) -> str:
     except Exception:
         # Better to lose a text than what it may hold.
         return urls.HIDDEN
+
+
+def scrub_data(data: Any) -> Any:
+    """Return a copy of nested data without the secrets in its texts.
+
+    For an error tracker's event and the like: dictionaries, lists and tuples
+    are copied, texts are scrubbed, all else stays.
+    """
+    if isinstance(data, str):
+        return scrub(data)
+    if isinstance(data, dict):
+        return {
+            scrub_data(key): scrub_data(value) for key, value in data.items()
+        }
+    if isinstance(data, (list, tuple)):
+        return [scrub_data(member) for member in data]
+    return data
 
 
 def is_clean(text: str) -> bool:

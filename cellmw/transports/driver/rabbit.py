@@ -99,6 +99,14 @@ def judge_publishing(error: BaseException) -> Verdict:
     return judge(error)
 
 
+def _problem_finder(
+    conf: cfg.ConfigOpts, url: oslo_messaging.TransportURL
+) -> Callable[[], str]:
+    return lambda: url_options.rabbit_problem(
+        conf[url_options.RABBIT], url.query
+    )
+
+
 def _tells_of_broker(error: Exception) -> bool:
     """Whether the broker or the network made an attempt to connect fail.
 
@@ -159,14 +167,16 @@ class Connection(impl_rabbit.Connection):
         self.is_taken = False
         self._hooked: Any = None
         tries_left = max(0, len(url.hosts) - 1)
+        find_problem = _problem_finder(conf, url)
+        # An error tracker may show the variables of this frame.
+        given = [(conf, url)]
+        del conf, url
         try:
-            super().__init__(conf, url, purpose, retry=tries_left)
+            super().__init__(*given.pop(), purpose, retry=tries_left)
             return
         except Exception as error:
             # A certificate file may have gone since the transport was made.
-            reason = url_options.rabbit_problem(
-                conf[url_options.RABBIT], url.query
-            )
+            reason = find_problem()
             if not reason and _tells_of_broker(error):
                 raise
             no_thread = isinstance(error, RuntimeError) and (
