@@ -152,10 +152,8 @@ class _Threads:
         except RuntimeError:
             with self._lock:
                 self._threads.discard(thread)
-                if self._threads or call not in self._line:
-                    return
-                self._line.remove(call)
-            raise
+                if not self._threads:
+                    raise
         finally:
             # A signal's handler may have raised before the start.
             if thread.ident is None:
