@@ -297,7 +297,7 @@ def test_a_host_that_does_not_answer_delays_the_others_by_nothing(
 
     def handler(context: Any) -> Any:
         cells.extend(cellmw.cells(context))
-        return cellmw.scatter_gather(context, cells, work, timeout=5)
+        return cellmw.scatter_gather(context, cells, work, timeout=8)
 
     found = list(get(make_filter(), instance, handler).values())
     assert slow.busy.is_set()
@@ -334,9 +334,9 @@ def test_cells_that_hang_and_fail_among_many(
         return "sent"
 
     def handler(context: Any) -> Any:
-        return cellmw.scatter_gather(context, names, work, timeout=3)
+        return cellmw.scatter_gather(context, names, work, timeout=6)
 
-    served = make_filter(send_timeout="8", transport_cache_size="256")
+    served = make_filter(send_timeout="12", transport_cache_size="256")
     found = get(served, instance, handler)
     assert list(found) == names
     for name in hanging:

@@ -181,10 +181,16 @@ def test_one_that_hangs_is_a_timeout_and_the_others_answer(
             late.append(own)
         return where(own)
 
-    found = scatter_gather(RequestContext(), UUIDS[:count], work, timeout=2)
+    # On a busy machine many others take a while.
+    timeout = 2 + count // 40
+    found = scatter_gather(
+        RequestContext(), UUIDS[:count], work, timeout=timeout
+    )
     error = found[UUIDS[0]]
     assert isinstance(error, CellTimeout)
-    assert str(error) == f"cell {UUIDS[0]} has not answered within 2 seconds"
+    assert str(error) == (
+        f"cell {UUIDS[0]} has not answered within {timeout} seconds"
+    )
     assert error.cell == UUIDS[0]
     assert {uuid: uuid for uuid in UUIDS[1:count]} == {
         uuid: found[uuid] for uuid in UUIDS[1:count]
@@ -208,7 +214,7 @@ def test_all_gathers_share_the_threads(gate: Gate) -> None:
         for part in (UUIDS[:100], UUIDS[100:]):
             threads.start(
                 lambda part: results.update(
-                    scatter_gather(RequestContext(), part, work, timeout=3)
+                    scatter_gather(RequestContext(), part, work, timeout=8)
                 ),
                 part,
             )
@@ -357,7 +363,7 @@ def test_a_child_that_is_forked_has_its_own_threads(gate: Gate) -> None:
     with Threads() as threads:
         threads.start(
             lambda: scatter_gather(
-                RequestContext(), UUIDS, lambda _: gate.wait(), timeout=5
+                RequestContext(), UUIDS, lambda _: gate.wait(), timeout=10
             )
         )
         gate.await_arrival(MOST)
