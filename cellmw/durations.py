@@ -61,6 +61,9 @@ class DurationCounter:
             self._total += seconds
 
     def counted(self) -> Durations:
-        """What was counted so far."""
-        with self._lock:
-            return Durations(tuple(self._counts), self._total)
+        """What was counted so far; the total may lack what is just counted.
+
+        Takes no lock: a signal handler may have interrupted it, and wait for
+        a thread that counts.
+        """
+        return Durations(tuple(self._counts), self._total)

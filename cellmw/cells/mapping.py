@@ -169,6 +169,9 @@ def _queue_of(
     known_drivers: frozenset[str],
 ) -> tuple[Generation | None, tuple[type[exceptions.SendError], str] | None]:
     """The generation, or the refusal."""
+    if not mapping.uuid.strip():
+        # What is sent, held and counted for a cell goes by its UUID.
+        return None, (exceptions.CellMisconfigured, "uuid: it is empty")
     no_queue = (None, (exceptions.CellHasNoQueue, ""))
     url = mapping.transport_url.reveal() if mapping.transport_url else ""
     if mapping.uuid == CELL0_UUID or urls.scheme_of(url) == NO_QUEUE_SCHEME:

@@ -344,7 +344,8 @@ class Questions:
     def _start(self, question: Question | None) -> None:
         while question is not None:
             self._workers.start(question)
-            if question.thread_id is not None or not question.done:
+            # In this order: it may have been asked and answered by now.
+            if not question.done or question.thread_id is not None:
                 return
             # No thread could be started, and its waiters know.
             question = self._leave_place(question)

@@ -16,9 +16,10 @@ import pytest
 
 from cellmw import exceptions
 from cellmw.cells.directory import _CELLS, Directory
-from cellmw.cells.mapping import CELL0_UUID, Cell
+from cellmw.cells.mapping import CELL0_UUID, Cell, CellMapping
 from cellmw.cells.questions import Question
 from cellmw.process import Process
+from cellmw.redaction import Secret
 from tests.directories import (
     Clock,
     Database,
@@ -403,6 +404,34 @@ def test_an_id_used_again_leads_to_its_new_cell_at_once(
     assert cell_of(directory.find(OTHER, method)) == new
     assert cell_of(directory.find(OTHER)) == new
     assert database.count("cells") == 2
+
+
+@pytest.mark.parametrize("uuid", ["", " ", "\n"])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_cell_without_a_uuid_is_refused_and_others_are_not(
+    directory: Directory, database: Database, uuid: str, method: str
+) -> None:
+    # The fake would put in a UUID of its own.
+    row = CellMapping(id=3, uuid=uuid, transport_url=Secret("rabbit://h/3"))
+    database.rows = {**database.rows, uuid: row}
+    database.instances[OTHER] = 3
+    for _ in range(2):
+        cell = directory.find(OTHER, method)
+        assert cause_of(cell) is exceptions.CellMisconfigured
+        assert cell is not None
+        assert "uuid: it is empty" in str(cell.refuse())
+        assert url_of(directory.find(INSTANCE, method))
+
+
+@pytest.mark.parametrize("uuid", ["x", "ABC", "abc", "é", "1" * 36, "%s"])
+def test_an_odd_uuid_is_a_cell_like_others(
+    directory: Directory, database: Database, uuid: str
+) -> None:
+    for number, one in ((4, uuid.swapcase()), (3, uuid)):
+        database.put(number, f"rabbit://u:p@odd/{one}", uuid=one)
+    database.instances[OTHER] = 3
+    assert url_of(directory.find(OTHER)) == f"rabbit://u:p@odd/{uuid}"
+    assert directory.cell(uuid).uuid == uuid
 
 
 def test_an_id_that_is_gone_never_stands_for_the_cell_that_had_it(
