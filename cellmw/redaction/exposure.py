@@ -16,6 +16,7 @@ import contextlib
 import functools
 import inspect
 import itertools
+import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -30,6 +31,9 @@ _MOST_VALUES = 50_000
 # Of one container.  No handler shows more.
 _MOST_MEMBERS = 1000
 _DEEPEST = 4
+# The frame's, the variable's and the argument's (CPython 3.11 and 3.12; later
+# versions make no snapshot).
+_REFERENCES_OF_SNAPSHOT = 3
 
 # Packages whose objects may show a credential by their repr.
 _LIBRARIES = frozenset(
@@ -99,7 +103,10 @@ class Look:
         self._left = _MOST_VALUES
         self._frames_left = MOST_FRAMES
         self._waiting: list[BaseException] = []
-        self._seen: set[int] = set()
+        self._errors: set[int] = set()
+        # With the depth at which it was seen.  Kept alive, so that no other
+        # object gets the same id.
+        self._seen: dict[int, tuple[int, object]] = {}
 
     def is_clean(self) -> bool:
         """Say whether nothing of what was looked at is secret."""
@@ -129,12 +136,9 @@ class Look:
             traceback = traceback.tb_next
 
     def at(self, value: Any, depth: int = 0) -> None:
-        """Look at one value."""
+        """Look at one value, and again only if it stands less deep."""
         kind: Any = type(value)
-        if kind in NUMBERS:
-            return
-        self._left -= 1
-        if self._left < 0:
+        if kind in NUMBERS or self._was_seen(value, depth):
             return
         if isinstance(value, str):
             self._texts.append(str.__str__(value))
@@ -149,11 +153,19 @@ class Look:
         elif not isinstance(value, _TELL_NOTHING):
             self._at_object(value, kind)
 
+    def _was_seen(self, value: Any, depth: int) -> bool:
+        seen = self._seen.get(id(value))
+        if seen is not None and seen[0] <= depth:
+            return True
+        self._seen[id(value)] = depth, value
+        self._left -= 1
+        return self._left < 0
+
     def _await(self, error: BaseException | None) -> None:
-        if error is None or id(error) in self._seen:
+        if error is None or id(error) in self._errors:
             return
-        self._seen.add(id(error))
-        if len(self._seen) > MOST_ERRORS:
+        self._errors.add(id(error))
+        if len(self._errors) > MOST_ERRORS:
             self._left = -1
         else:
             self._waiting.append(error)
@@ -166,8 +178,12 @@ class Look:
         self._at_all((value for _, value, _ in attributes(error)), depth)
 
     def _at_all(self, values: Iterable[Any], depth: int) -> None:
-        for value in itertools.islice(values, _MOST_MEMBERS):
-            self.at(value, depth)
+        try:
+            for value in itertools.islice(values, _MOST_MEMBERS):
+                self.at(value, depth)
+        except RuntimeError:
+            # Another thread changes the container at this moment.
+            self._left = -1
 
     def _at_object(self, value: Any, kind: Any) -> None:
         if _is_configuration(kind):
@@ -190,8 +206,10 @@ class Look:
         self._at_all(list(variables.values()), 0)
         if frame.f_code.co_flags & inspect.CO_OPTIMIZED and (
             type(variables) is dict
+            and sys.getrefcount(variables) == _REFERENCES_OF_SNAPSHOT
         ):
-            # A snapshot that would keep alive what the frame lets go.
+            # A snapshot that would keep alive what the frame lets go.  The
+            # function itself may hold the same one, from locals().
             variables.clear()
 
 

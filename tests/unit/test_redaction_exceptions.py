@@ -548,3 +548,46 @@ def test_an_endless_traceback_is_cut() -> None:
         sys.setrecursionlimit(limit)
     frames = list(traceback.walk_tb(copy.__traceback__))
     assert len(frames) == exposure.MOST_FRAMES
+
+
+def test_a_function_keeps_what_it_has_of_its_own_variables() -> None:
+    kept = "a value"
+    variables = locals()
+    with pytest.raises(ValueError) as raised:
+        raise ValueError(kept)
+    assert exposure.is_clean(raised.value)
+    assert variables["kept"] is kept
+
+
+class _Grows:
+    """Changes a set while somebody looks at it."""
+
+    def __init__(self) -> None:
+        self.members: set[Any] = {self}
+
+    def __repr__(self) -> str:
+        self.members.add(object())
+        return "grows"
+
+
+def test_a_container_that_changes_meanwhile_fails_no_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_Grows, "__module__", "kombu.entity")
+    error = ValueError(_Grows().members)
+    assert not exposure.is_clean(error)
+    records.install()
+    logging.getLogger("nova").error("failed", exc_info=error)
+    assert caplog.records[-1].getMessage() == "failed"
+    assert caplog.records[-1].exc_info
+
+
+def test_what_was_seen_deep_is_seen_again_where_it_is_shallow() -> None:
+    inner = [[["a secret of the cell: " + _PASSWORD]]]
+    error = ValueError("failed")
+    error.first, error.second = [[inner]], inner  # type: ignore[attr-defined]  # any error takes them
+    with KNOWN.hold(Secret(f"rabbit://u:{_PASSWORD}@h/")):
+        assert not exposure.is_clean(error)
+
+
+_PASSWORD = "correct-horse-battery"
