@@ -93,7 +93,7 @@ def _load(
     database = _database(conf, connection)
     # The same source may say something else by now.
     key = (settings, identity, database, _transport_url(conf))
-    redaction.install()
+    redaction.install(settings.scrub_loggers, settings.scrub_loggers_except)
 
     def make_runtime() -> runtime.Runtime:
         _warn_of_unknown(conf)

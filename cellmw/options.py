@@ -287,6 +287,19 @@ OPTS: list[cfg.Opt] = [
         help="The health check fails when more cells than this are taken "
         "as down. 0: it never does for cells.",
     ),
+    cfg.ListOpt(
+        "scrub_loggers",
+        default=[],
+        help="Names of the loggers whose records lose their secrets, with "
+        "all loggers below them. Empty: all loggers. A process scrubs what "
+        "any of its filters scrubs, and always the loggers of cellmw.",
+    ),
+    cfg.ListOpt(
+        "scrub_loggers_except",
+        default=[],
+        help="Names of loggers whose records are left alone, with all "
+        "loggers below them.",
+    ),
 ]
 
 _BY_NAME: dict[str, cfg.Opt] = {opt.name: opt for opt in OPTS}
@@ -321,6 +334,14 @@ def register(conf: cfg.ConfigOpts) -> None:
     conf.register_opts(OPTS, group=GROUP)
 
 
+def scrubbed_loggers(conf: cfg.ConfigOpts) -> tuple[list[str], list[str]]:
+    """Read which loggers are scrubbed, and which of them are not."""
+    register(conf)
+    names = ("scrub_loggers", "scrub_loggers_except")
+    chosen, left_out = (list(_from_conf(conf, _BY_NAME[n])) for n in names)
+    return chosen, left_out
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """The options of one filter, converted and checked.
@@ -352,6 +373,8 @@ class Settings:
     nova_cell_cache: bool
     db_connection: bool
     healthcheck_max_cells_down: int
+    scrub_loggers: tuple[str, ...]
+    scrub_loggers_except: tuple[str, ...]
 
 
 def load(conf: cfg.ConfigOpts, paste: Mapping[str, Any]) -> Settings:
@@ -465,7 +488,7 @@ def accepted(kind: types.ConfigType) -> str:
     if isinstance(kind, types.Boolean):
         return "true or false"
     if isinstance(kind, types.List):
-        return "module names, separated by commas"
+        return "names, separated by commas"
     assert isinstance(kind, types.String)
     return " or ".join(kind.choices or ()) or "a string"
 

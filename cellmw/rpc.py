@@ -22,7 +22,7 @@ import oslo_messaging
 from oslo_config import cfg
 from oslo_messaging.transport import RPCTransport
 
-from cellmw import exceptions, redaction
+from cellmw import exceptions, options, redaction
 from cellmw.forks import keep_for_ever
 from cellmw.transports import oslo
 
@@ -133,7 +133,7 @@ def init(
     :param allowed_remote_exmods: modules whose exceptions may come back
     """
     oslo.prepare(conf)
-    redaction.install()
+    redaction.install(*options.scrubbed_loggers(conf))
     _default.set_up(conf, list(allowed_remote_exmods))
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from cellmw.redaction import exposure
@@ -34,16 +34,37 @@ from cellmw.redaction.tracebacks import bare_traceback
 _Factory = Callable[..., logging.LogRecord]
 
 
-def install() -> None:
-    """Scrub all log records of this process from now on.
+def install(loggers: Iterable[str] = (), left_out: Iterable[str] = ()) -> None:
+    """Scrub the log records of this process from now on.
 
-    A second call does nothing, and a forked child scrubs as its parent does.
-    Where another library later sets a factory that does not chain, the next
-    :meth:`~cellmw.redaction.Secrets.hold` puts this one back in front of it.
+    A second call adds its loggers to those of the first, and a forked child
+    scrubs as its parent does.  The loggers of this package are scrubbed in any
+    case.  Where another library later sets a factory that does not chain, the
+    next :meth:`~cellmw.redaction.Secrets.hold` puts this one back in front of
+    it.
+
+    :param loggers: their names, each with all loggers below it; none: all
+    :param left_out: loggers that are not scrubbed, with all below them
     """
+    _scopes.add((frozenset(loggers), frozenset(left_out)))
+    _is_scrubbed.cache_clear()
     KNOWN.on_hold = _ensure
     _ensure()
     _guard(logging.Handler, "handleError", _report)
+
+
+_scopes: set[tuple[frozenset[str], frozenset[str]]] = set()
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_scrubbed(name: object) -> bool:
+    """Say whether any scope covers a logger."""
+    parts = f"{name}".split(".")
+    names = {".".join(parts[: end + 1]) for end in range(len(parts))}
+    return "cellmw" in names or any(
+        (not loggers or names & loggers) and not names & left_out
+        for loggers, left_out in list(_scopes)
+    )
 
 
 def _ensure() -> None:
@@ -67,6 +88,8 @@ class _Scrubbing:
     def __call__(self, *args: Any, **kwargs: Any) -> logging.LogRecord:
         record = self._previous(*args, **kwargs)
         try:
+            if not _is_scrubbed(record.name):
+                return record
             if not _is_plain_and_clean(record):
                 _clean_message(record)
             if record.exc_info:

@@ -484,6 +484,8 @@ def test_each_option_may_be_set_in_both_places(
         "breaker_reset_after": ("13", 13),
         "db_connection": ("yes", True),
         "healthcheck_max_cells_down": ("14", 14),
+        "scrub_loggers": ("nova,oslo_messaging", ("nova", "oslo_messaging")),
+        "scrub_loggers_except": ("nova.wsgi", ("nova.wsgi",)),
     }
     assert values.keys() == {opt.name for opt in options.OPTS}
     lines = "".join(f"{name} = {text}\n" for name, (text, _) in values.items())

@@ -41,6 +41,8 @@ DEFAULTS: dict[str, Any] = {
     "nova_cell_cache": False,
     "db_connection": False,
     "healthcheck_max_cells_down": 0,
+    "scrub_loggers": (),
+    "scrub_loggers_except": (),
 }
 
 

@@ -498,6 +498,42 @@ def test_install_is_done_once(log: _List) -> None:
     assert logging.getLogRecordFactory() is factory
 
 
+@pytest.fixture
+def _no_scope(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(records, "_scopes", set())
+    records._is_scrubbed.cache_clear()
+    yield
+    records._is_scrubbed.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "scopes, scrubbed",
+    [
+        ([((), ())], {"nova", "nova.api", "nova.api.x", "novax", "root"}),
+        ([(["nova"], ())], {"nova", "nova.api", "nova.api.x"}),
+        ([((), ["nova.api"])], {"nova", "novax", "root"}),
+        ([(["nova"], ["nova.api"])], {"nova"}),
+        ([(["root"], ()), (["novax"], ())], {"novax", "root"}),
+        ([((), ["nova"]), (["nova.api"], ())], {"nova.api", "nova.api.x"}),
+    ],
+)
+@pytest.mark.usefixtures("_no_scope")
+def test_loggers_can_be_chosen_and_left_out(
+    log: _List, scopes: list[Any], scrubbed: set[str]
+) -> None:
+    # What the fixture has installed covers all.
+    records._scopes.clear()
+    for loggers, left_out in scopes:
+        install(loggers, left_out)
+    if scopes[-1] == (["nova.api"], ()):
+        scrubbed = scrubbed | {"novax", "root"}
+    for name in ("nova", "nova.api", "nova.api.x", "novax", "root", "cellmw"):
+        log.text = ""
+        logging.getLogger(name).warning(PASSWORD)
+        expected = name in scrubbed or name == "cellmw"
+        assert (log.text == "***\n") is expected
+
+
 class _OtherRecord(logging.LogRecord):
     pass
 
