@@ -26,10 +26,12 @@ class CellMWError(Exception):
     :ivar retry_after: seconds until trying again makes sense, or None where
         nothing is known about that
     :ivar is_temporary: whether trying again can help as things stand
+    :ivar is_noted: whether it has been logged and counted
     """
 
     retry_after: float | None = None
     is_temporary = False
+    is_noted = False
 
     @property
     def retry_after_header(self) -> str:

@@ -27,9 +27,10 @@ _GATEWAY_TIMEOUT = 504
 class _Noted:
     """The answer to the errors of one request."""
 
-    __slots__ = ("answer",)
+    __slots__ = ("answer", "request_id")
 
-    def __init__(self) -> None:
+    def __init__(self, request_id: object) -> None:
+        self.request_id = request_id
         self.answer: webob.Response | None = None
 
     def note(self, error: exceptions.CellMWError) -> None:
@@ -54,6 +55,12 @@ def note(error: exceptions.CellMWError) -> None:
         noted.note(error)
 
 
+def request_id() -> object:
+    """The id of the request that this thread serves, where it is known."""
+    noted = _current.get()
+    return None if noted is None else noted.request_id
+
+
 class Revealing:
     """A WSGI application whose 500 gives way to the answer to our error.
 
@@ -70,7 +77,7 @@ class Revealing:
         self, environ: WSGIEnvironment, start_response: StartResponse
     ) -> Iterable[bytes]:
         """Serve one request (PEP 3333)."""
-        noted = _Noted()
+        noted = _Noted(environ.get("openstack.request_id"))
         running = True
         hidden = False
 

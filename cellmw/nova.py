@@ -85,11 +85,11 @@ class CellCache(dict[str, tuple[Any, Any]]):
             # Nova remembers the cells that it has seen and goes on asking
             # their databases.  A message to one that is gone is refused.
             if last is None:
-                hidden_errors.note(error)
+                self._note(process, error)
                 raise
             return last
         except exceptions.LookupFailed as error:
-            hidden_errors.note(error)
+            self._note(process, error)
             raise
         if last is None:
             transport: Any = CellTransport(self._here, cell_uuid)
@@ -99,6 +99,10 @@ class CellCache(dict[str, tuple[Any, Any]]):
         if pair != last:
             super().__setitem__(cell_uuid, pair)
         return pair
+
+    def _note(self, process: Process, error: exceptions.CellMWError) -> None:
+        process.refusals.note(error, hidden_errors.request_id())
+        hidden_errors.note(error)
 
     def __setitem__(self, cell_uuid: str, pair: tuple[Any, Any]) -> None:
         """Ignore what Nova has made itself."""

@@ -27,6 +27,7 @@ from cellmw.cells.mapping import Cell, CellMapping
 from cellmw.janitor import Janitor
 from cellmw.observe import Observer
 from cellmw.options import Settings
+from cellmw.refusals import Refusals
 from cellmw.transports.closer import Closer
 from cellmw.transports.guard import Guard, Guards, StuckThreads
 from cellmw.transports.handle import RequestLease
@@ -78,6 +79,7 @@ class Process:
         self.conf = runtime.conf
         self.settings = settings
         self._runtime = runtime
+        self.refusals = Refusals(clock)
         self.workers = Workers()
         self.closer = Closer(self.workers, clock=clock)
         transports = OsloTransports(

@@ -177,6 +177,7 @@ class Registry:
         # where there is a choice, see remember().
         self._came_through: dict[int, tuple[Any, Runtime]] = {}
         self.several = False
+        self._asked: dict[Hashable, object] = {}
         # Called about once a second in each process in which a filter is
         # used, in a thread of ours.
         self.watchers: list[Callable[[], None]] = []
@@ -195,11 +196,22 @@ class Registry:
         self.several = len(self._runtimes) > 1
         return found
 
+    def first(self, question: Hashable) -> bool:
+        """Whether nobody has asked this in the process; one thread is it.
+
+        For what is logged once.  Where the last filter is gone, all begins
+        anew.
+        """
+        mine = object()
+        return self._asked.setdefault(question, mine) is mine
+
     def discard(self, runtime: Runtime) -> None:
         """Take a runtime out, for it is closed."""
         for key, found in list(self._runtimes.items()):
             if found is runtime:
                 self._runtimes.pop(key, None)
+        if not self._runtimes:
+            self._asked.clear()
         self.several = len(self._runtimes) > 1
 
     def remember(self, context: Any, runtime: Runtime) -> None:

@@ -29,6 +29,7 @@ from oslo_messaging.transport import RPCTransport
 from cellmw import redaction
 from cellmw.cells.mapping import Cell, Generation
 from cellmw.redaction import Secret
+from cellmw.refusals import Refusals
 from cellmw.transports import driver
 from cellmw.transports.closer import Closer
 from cellmw.transports.driver import Reporting, under_way
@@ -366,6 +367,7 @@ class Stack(Rig):
         self.pid = os.getpid()
         self.lock = threading.Lock()
         self.conf = cfg.ConfigOpts()
+        self.refusals = Refusals(self.clock)
         self.cells: dict[str, Cell] = {}
         self.refreshed = 0
         self.on_refresh: Callable[[], None] = lambda: None

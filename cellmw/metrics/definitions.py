@@ -39,6 +39,12 @@ class Metrics:
             "cell",
             "reason",
         )
+        self.refusals = self._counter(
+            "refusals",
+            "Refusals and failures to deliver, as they are logged.",
+            "cell",
+            "reason",
+        )
         self.send_seconds = self._histogram(
             "send_duration_seconds",
             "How long messages took; of calls, the reply included.",

@@ -20,6 +20,8 @@ from cellmw.transports.pool import CellTransports
 # The label of the cells beyond those that have one of their own, and how many
 # these are where nothing else is said.
 OTHER = "_other"
+# Where the cell is not known.
+NO_CELL = "_none"
 MAX_CELLS = 200
 
 # Seconds between two looks in the background, for pages of other processes.
@@ -86,6 +88,7 @@ class Recorder:
             self._counts, self._durations = {}, {}
             for process in _processes():
                 self._record_cells(process)
+                self._record_refusals(process)
                 self._record_lookups(process)
                 self._gauge(self.metrics.workers, len(process.workers))
             for key, value in self._gauges.items():
@@ -138,6 +141,14 @@ class Recorder:
         # its total: so what no cell has told of is there.
         for of_all, count in self._counts_of(pool.total):
             self._count_rest(process, of_all, count)
+
+    def _record_refusals(self, process: Process) -> None:
+        for cell_uuid, cell_name, reason, count in process.refusals.counts():
+            label = (
+                self._labels.of(cell_uuid, cell_name) if cell_uuid else NO_CELL
+            )
+            source = f"{process.runtime_id} {cell_uuid}"
+            self._count(source, self.metrics.refusals, count, label, reason)
 
     def _counts_of(
         self, transports: CellTransports

@@ -24,6 +24,7 @@ from oslo_messaging.transport import RPCTransport
 
 from cellmw import exceptions, garbage
 from cellmw.cells.mapping import Cell, Generation
+from cellmw.refusals import Refusals
 from cellmw.transports.pool import Lease, Pool
 from cellmw.transports.sending import (
     Delivering,
@@ -41,6 +42,7 @@ class Process(Protocol):
     lock: threading.Lock
     conf: cfg.ConfigOpts
     delivering: Delivering
+    refusals: Refusals
     runtime_id: int
 
     def here(self) -> Process:
@@ -219,6 +221,8 @@ class Handle(_SendOnly):
     identity, and it cannot be pickled.  Thread-safe.
 
     Whoever made it calls :meth:`release`.
+
+    :param request_id: for the log, where a message's context has none
     """
 
     __slots__ = (
@@ -226,12 +230,19 @@ class Handle(_SendOnly):
         "_cell",
         "_is_released",
         "_process",
+        "_refusals",
+        "_request_id",
         "_runtime_id",
     )
 
-    def __init__(self, process: Process, cell: Cell) -> None:
+    def __init__(
+        self, process: Process, cell: Cell, request_id: str | None = None
+    ) -> None:
         # Not the base class's, which wants a driver.
         self._process: Process | None = process
+        # Outlives the lease: a message after it is refused.
+        self._refusals = process.refusals
+        self._request_id = request_id
         self._cell = cell
         self._borrower: RequestLease | None = None
         self._is_released = False
@@ -309,23 +320,30 @@ class Handle(_SendOnly):
                 "A message needs a topic to go to", target
             )
         cell = self._cell
-        process, borrower = self._borrow()
-        if cell.generation is None:
-            # Refuses, unless the mapping has been mended meanwhile.
-            borrower.current_generation()
-        if wait_for_reply and timeout is None:
-            timeout = process.conf.rpc_response_timeout
-        check_timeouts(timeout, call_monitor_timeout)
-        outgoing = Outgoing(
-            target,
-            ctxt,
-            message,
-            wait_for_reply,
-            timeout,
-            call_monitor_timeout,
-            transport_options,
-        )
-        return Sending(process.delivering, cell, outgoing, borrower).deliver()
+        try:
+            process, borrower = self._borrow()
+            if cell.generation is None:
+                # Refuses, unless the mapping has been mended meanwhile.
+                borrower.current_generation()
+            if wait_for_reply and timeout is None:
+                timeout = process.conf.rpc_response_timeout
+            check_timeouts(timeout, call_monitor_timeout)
+            outgoing = Outgoing(
+                target,
+                ctxt,
+                message,
+                wait_for_reply,
+                timeout,
+                call_monitor_timeout,
+                transport_options,
+            )
+            return Sending(
+                process.delivering, cell, outgoing, borrower
+            ).deliver()
+        except exceptions.CellMWError as error:
+            request_id = _request_id_in(ctxt) or self._request_id
+            self._refusals.note(error, request_id)
+            raise
 
     def _borrow(self) -> tuple[Process, RequestLease]:
         process = self._process
@@ -359,6 +377,7 @@ class Handle(_SendOnly):
                 # was borrowed in the other.
                 self._borrower = None
                 self._process = process
+                self._refusals = process.refusals
             if self._is_released:
                 # Meanwhile: not to be brought back.
                 self._process = None
@@ -401,16 +420,27 @@ class CellTransport(_SendOnly):
         """The configuration that transports are made with."""
         return self._here().conf
 
-    def _send(self, *args: Any, **kwargs: Any) -> Any:
+    def _send(
+        self,
+        target: oslo_messaging.Target,
+        ctxt: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
         """Send one message to the cell; as :meth:`Handle._send`.
 
         :raises CellNotFound: the cell's mapping is gone
         :raises LookupFailed: the API database could not be asked
         """
         process = self._here()
-        handle = Handle(process, process.cell(self._cell_uuid))
         try:
-            return handle._send(*args, **kwargs)
+            cell = process.cell(self._cell_uuid)
+        except exceptions.CellMWError as error:
+            process.refusals.note(error, _request_id_in(ctxt))
+            raise
+        handle = Handle(process, cell)
+        try:
+            return handle._send(target, ctxt, *args, **kwargs)
         finally:
             handle.release()
 
@@ -434,6 +464,11 @@ def _end(borrower: RequestLease, process: Process, *, soon: bool) -> None:
         process.abandon(borrower)
     else:
         borrower.end()
+
+
+def _request_id_in(context: Any) -> object:
+    """The request's id in a serialized context, if it has one."""
+    return context.get("request_id") if isinstance(context, dict) else None
 
 
 def runtime_id_of(transport: object) -> int | None:

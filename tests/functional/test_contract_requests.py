@@ -754,6 +754,139 @@ def test_a_generator_that_has_not_started_yet_is_answered_for(
     is_a_gateway_timeout(stack.request(filtered, path))
 
 
+# Every refusal leaves a trace
+
+
+def traces(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
+    return [
+        (record.levelname, record.getMessage())
+        for record in caplog.records
+        if record.name == "cellmw.refusals"
+    ]
+
+
+def counted(runtimes: runtime.Registry) -> dict[tuple[str, str], int]:
+    """How often each cell's messages were refused for each reason."""
+    (shared,) = runtimes
+    return {
+        (cell_uuid, reason): count
+        for cell_uuid, _, reason, count in shared.process().refusals.counts()
+    }
+
+
+@pytest.mark.parametrize(
+    "url, reason",
+    [
+        ("none:///", "cell_has_no_queue"),
+        ("rabbit://{hostname}/", "cell_misconfigured"),
+        (ONE, "cell_unavailable"),
+    ],
+)
+@pytest.mark.parametrize("is_caught", [False, True])
+def test_a_refusal_leaves_a_trace(
+    url: str,
+    reason: str,
+    is_caught: bool,
+    service: Services,
+    api_database: ApiDatabase,
+    runtimes: runtime.Registry,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG, "cellmw")
+    testing.broker_of(ONE).refuse()
+    cell = api_database.add_cell(url, name="the-cell")
+    instance = api_database.add_instance(cell)
+    made = service(conf=stack.configuration(transport_url="rabbit://"))
+
+    def handler(context: Any) -> None:
+        context.request_id = "req-of-the-context"
+        if not is_caught:
+            refuse(context)
+        with pytest.raises(exceptions.SendError):
+            refuse(context)
+
+    for _ in range(3):
+        made.get(f"/servers/{instance}", handler)
+    testing.broker_of(ONE).heal()
+    found = traces(caplog)
+    assert [level for level, _ in found] == ["WARNING", "INFO", "INFO"]
+    for _, text in found:
+        for part in (cell, "the-cell", reason):
+            assert part in text
+    assert counted(runtimes) == {(cell, reason): 3}
+
+
+@pytest.mark.parametrize(
+    "path, headers, reason",
+    [
+        (INSTANCE, {"X-Identity-Status": "Invalid"}, "identity_not_confirmed"),
+        (f"{INSTANCE}.json", {}, "ambiguous_path"),
+        (INSTANCE, {}, "cell_not_known"),
+    ],
+)
+def test_a_refusal_without_a_cell_leaves_a_trace_with_the_requests_id(
+    path: str,
+    headers: dict[str, str],
+    reason: str,
+    make_filter: MakeFilter,
+    out_of_reach: str,
+    runtimes: runtime.Registry,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG, "cellmw")
+    application = make_filter(
+        context_key=KEY, database=out_of_reach, on_lookup_failure="pass"
+    )(Api(refuse, key=KEY))
+    for context in (Foreign(), ServiceContext(request_id="req-service")):
+        stack.request(
+            application,
+            path,
+            headers=headers,
+            environ={KEY: context, "openstack.request_id": "req-environ"},
+        )
+    (first, one), (second, two) = traces(caplog)
+    assert (first, second) == ("WARNING", "INFO")
+    assert "req-environ" in one
+    assert "req-service" in two
+    assert counted(runtimes) == {("", reason): 2}
+
+
+def test_a_503_for_a_failed_lookup_leaves_a_trace(
+    service: Services,
+    out_of_reach: str,
+    runtimes: runtime.Registry,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    made = service(database=out_of_reach)
+    for _ in range(2):
+        is_a_fault(made.get(INSTANCE))
+    ((level, text),) = traces(caplog)
+    assert level == "WARNING"
+    assert "lookup_failed" in text
+    assert SECRET not in text
+    assert counted(runtimes) == {("", "lookup_failed"): 2}
+
+
+def test_an_error_that_the_application_raises_itself_leaves_a_trace(
+    make_filter: MakeFilter,
+    runtimes: runtime.Registry,
+) -> None:
+    def later(environ: Any, start_response: Any) -> Iterator[bytes]:
+        if environ["PATH_INFO"]:
+            raise exceptions.LookupFailed("x")
+        yield b""
+
+    def at_once(environ: Any, start_response: Any) -> Iterator[bytes]:
+        raise exceptions.RPCNotInitialized("x")
+
+    for application in (later, at_once):
+        is_a_fault(stack.request(make_filter()(application), "/servers"))
+    assert counted(runtimes) == {
+        ("", "lookup_failed"): 1,
+        ("", "rpc_not_initialized"): 1,
+    }
+
+
 # Contexts
 
 

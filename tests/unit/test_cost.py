@@ -21,6 +21,7 @@ import pytest
 
 from cellmw.cells.directory import Directory
 from cellmw.middleware import CellMW
+from cellmw.refusals import Refusals
 from tests.directories import Database, Inline, instance_uuid, make
 from tests.fakes import Rig, Stack, call, cast, generation
 from tests.unit.test_middleware import Runtime
@@ -79,6 +80,7 @@ class Process:
     def __init__(self, directory: Directory) -> None:
         self.pid = os.getpid()
         self.runtime_id = 1
+        self.refusals = Refusals()
         self.directory = directory
 
 

@@ -23,6 +23,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"cellmw.redaction.*", "cellmw.forks", "cellmw.garbage"}),
     frozenset({"cellmw.durations"}),
     frozenset({"cellmw.exceptions", "cellmw.workers"}),
+    frozenset({"cellmw.pipeline", "cellmw.refusals"}),
     frozenset({"cellmw.faults", "cellmw.instance_path", "cellmw.janitor"}),
     frozenset({"cellmw.options", "cellmw.lenient_path"}),
     frozenset({"cellmw.configuration"}),
@@ -56,6 +57,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     # One request, and what wires it all.
     frozenset({"cellmw.context"}),
     frozenset({"cellmw.scatter"}),
+    frozenset({"cellmw.response_body"}),
     frozenset({"cellmw.middleware"}),
     frozenset({"cellmw.deploy"}),
     frozenset({"cellmw"}),

@@ -16,13 +16,15 @@ import prometheus_client
 import pytest
 from prometheus_client.metrics_core import Metric
 
-from cellmw import metrics, runtime
+from cellmw import exceptions, metrics, runtime
 from cellmw.cells.directory import Stats
 from cellmw.durations import BOUNDS, DurationCounter, Durations
 from cellmw.exceptions import ConfigurationError
 from cellmw.metrics import page
 from cellmw.metrics.definitions import Metrics
 from cellmw.metrics.recorder import INTERVAL, OTHER, Recorder
+from cellmw.observe import Observer
+from cellmw.refusals import Refusals
 from cellmw.transports.guard import Guard, Guards
 from cellmw.transports.pool import CellTransports, PoolStats
 from tests.functional import stack
@@ -79,6 +81,8 @@ class Process:
         self.pool = Pool()
         self.directory = Directory()
         self.workers = [1, 2, 3]
+        self.refusals = Refusals()
+        self.observer = Observer(lambda uuid, method: None)
         self.guards = Guards(
             lambda uuid, name: Guard(
                 uuid, name, max_sends=2, breaker_failures=2, clock=lambda: 0.0
@@ -176,6 +180,23 @@ def test_messages_are_counted_by_cell(
     assert f"{took}_bucket cell=one kind=cast le=0.001" not in found
     assert found[f"{took}_count cell=one kind=call"] == 1
     assert found["cellmw_worker_threads"] == 3
+
+
+def test_refusals_are_counted_by_cell_and_reason(
+    recorder: Recorder, process: Process
+) -> None:
+    for _ in range(2):
+        process.refusals.note(
+            exceptions.CellHasNoQueue(cell_uuid="1", cell_name="one")
+        )
+    process.refusals.note(exceptions.CellBusy(cell_uuid="2"))
+    process.refusals.note(exceptions.LookupFailed("x"))
+    for _ in range(2):
+        found = shown(recorder)
+        refusals = "cellmw_refusals_total cell="
+        assert found[f"{refusals}one reason=cell_has_no_queue"] == 2
+        assert found[f"{refusals}2 reason=cell_busy"] == 1
+        assert found[f"{refusals}_none reason=lookup_failed"] == 1
 
 
 def test_what_was_counted_once_is_not_counted_again(

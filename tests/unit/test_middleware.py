@@ -19,10 +19,12 @@ import webob
 from oslo_config import cfg
 from oslo_context import context as oslo_context
 
-from cellmw import exceptions, middleware, options
+from cellmw import exceptions, middleware, options, pipeline
+from cellmw import runtime as runtimes
 from cellmw.cells.mapping import CELL0_UUID, Cell
 from cellmw.context import RequestContext
 from cellmw.middleware import CellMW
+from cellmw.refusals import Refusals
 from cellmw.transports.handle import Handle
 
 UUID = "6f70656e-7374-6163-6b20-346576657221"
@@ -54,6 +56,7 @@ class Process:
     def __init__(self) -> None:
         self.pid = os.getpid()
         self.runtime_id = 1
+        self.refusals = Refusals()
         self.directory = Directory()
 
 
@@ -79,6 +82,17 @@ class Runtime:
             for process in self.processes
             for question in process.directory.asked
         ]
+
+
+@pytest.fixture(autouse=True)
+def registry(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """A registry in which nothing has been told yet; gives another one."""
+
+    def begin_anew() -> None:
+        monkeypatch.setattr(runtimes, "_registry", runtimes.Registry())
+
+    begin_anew()
+    return begin_anew
 
 
 def filtered(
@@ -590,10 +604,11 @@ def between_lines(
     """
     left = skip
     before = sys.gettrace()
+    files = {module.__file__ for module in (middleware, pipeline, runtimes)}
 
     def trace(frame: FrameType, event: str, arg: object) -> Any:
         nonlocal left
-        if frame.f_code.co_filename != middleware.__file__:
+        if frame.f_code.co_filename not in files:
             return None
         if event == "line":
             left -= 1
@@ -618,10 +633,14 @@ def between_lines(
     ],
 )
 def test_two_requests_at_once_tell_once(
-    path: str, values: dict[str, Any], caplog: pytest.LogCaptureFixture
+    path: str,
+    values: dict[str, Any],
+    caplog: pytest.LogCaptureFixture,
+    registry: Callable[[], None],
 ) -> None:
     skip = 0
     while True:
+        registry()
         application = filtered()
 
         def request(application: CellMW = application) -> object:
@@ -649,6 +668,39 @@ def test_a_context_elsewhere_is_told_of_once_and_not_looked_for_for_ever(
     assert level == "WARNING"
     assert "'nova.context'" in text
     assert "context_key = nova.context" in text
+
+
+@pytest.mark.parametrize(
+    "path, values",
+    [
+        ("/servers", {"nova.context": oslo_context.RequestContext()}),
+        ("/servers", {"HTTP_X_AUTH_TOKEN": "t", KEY: RequestContext()}),
+        (PATH, {"HTTP_X_AUTH_TOKEN": "t"}),
+    ],
+)
+def test_what_is_wrong_with_two_pipelines_is_told_once_in_a_process(
+    path: str, values: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2):
+        application = filtered()
+        for _ in range(2):
+            run(application, environ_of(path, values))
+    ((_, text),) = messages(caplog)
+    if "HTTP_X_AUTH_TOKEN" in values:
+        assert "authtoken" in text
+
+
+@pytest.mark.parametrize("path", [PATH, "/servers"])
+def test_behind_authtoken_nothing_is_told(
+    path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    application = filtered()
+    for status in ("Confirmed", "Invalid"):
+        behind = {"HTTP_X_AUTH_TOKEN": "t", "HTTP_X_IDENTITY_STATUS": status}
+        run(application, environ_of(path, behind))
+    # Nor where there is no token, and so perhaps no authtoken.
+    run(filtered(), environ_of(path))
+    assert messages(caplog) == []
 
 
 def test_a_name_in_the_environ_cannot_forge_a_line(

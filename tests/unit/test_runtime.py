@@ -361,15 +361,14 @@ def test_a_handle_that_is_abandoned_is_released_soon(
 def test_a_response_collected_under_a_lock_is_no_deadlock(
     make: Callable[..., Runtime],
 ) -> None:
-    from cellmw.middleware import _Body
+    from cellmw.response_body import wrap
 
     made = make()
     process = made.process()
     handle = Handle(process, process.directory.cell(cell_uuid(1)))
     cast(handle)
     with Records() as records:
-        # It needs no more of a runtime than that.
-        body = _Body((), {}, None, [], handle)  # type: ignore[arg-type]
+        body = wrap(iter(()), None, lambda error: None, handle)
         with process.pool._lock, process.closer._lock, process.lock:
             del body
         assert len(records.matching("WARNING A response was neither")) == 1
