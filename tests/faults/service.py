@@ -187,7 +187,7 @@ class Service:
                 outcomes.append(self._send(context, method, arguments))
 
         response = self.request(cell, handler)
-        assert response.status_int == 200
+        assert response.status_int == 200, response
         assert len(outcomes) == times
         return outcomes
 

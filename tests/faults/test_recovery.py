@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -23,6 +21,7 @@ from tests.faults.service import (
     check_messages,
     durable,
 )
+from tests.faults.traffic import at_once
 from tests.functional import stack
 from tests.proxy import Proxy
 
@@ -129,20 +128,6 @@ def test_a_cell_is_back_when_its_next_trial_is(
         check_messages([*outcomes, last], inbox.numbers())
 
 
-def at_once(count: int, send: Callable[[], Outcome]) -> list[Outcome]:
-    outcomes: list[Outcome] = []
-    threads = [
-        threading.Thread(target=lambda: outcomes.append(send()))
-        for _ in range(count)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(outcomes) == count
-    return outcomes
-
-
 class LongRequest(threading.Thread):
     """A request that has sent one message, and sends another when told."""
 
@@ -196,88 +181,6 @@ def test_connections_that_are_cut_cost_no_message(
         assert {o.number for o in outcomes} <= set(arrived)
         assert len(arrived) == len(set(arrived))
         assert api.process.pool.stats().total.open == 1
-
-
-def descriptors() -> int:
-    gc.collect()
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
-class Traffic:
-    """Threads that send one cast after another, each in a request."""
-
-    def __init__(self, api: Service, cell: str, threads: int) -> None:
-        self._api, self._cell = api, cell
-        self._done = threading.Event()
-        self.outcomes: list[Outcome] = []
-        self._errors: list[BaseException] = []
-        self._threads = [
-            threading.Thread(target=self._run) for _ in range(threads)
-        ]
-        for thread in self._threads:
-            thread.start()
-
-    def _run(self) -> None:
-        try:
-            while not self._done.wait(0.1):
-                self.outcomes.append(self._api.send_one(self._cell))
-        except BaseException as error:
-            self._errors.append(error)
-
-    def delivered(self) -> int:
-        return sum(o.kind == "delivered" for o in list(self.outcomes))
-
-    def wait_for(self, count: int) -> None:
-        """Until so many have been delivered."""
-        stack.eventually(lambda: self.delivered() > count, within=60.0)
-
-    def stop(self) -> list[Outcome]:
-        self._done.set()
-        for thread in self._threads:
-            thread.join()
-        assert not self._errors, self._errors
-        return self.outcomes
-
-
-@pytest.mark.parametrize(
-    "kills",
-    [
-        pytest.param(4, marks=pytest.mark.timeout(300)),
-        pytest.param(100, marks=[pytest.mark.full, pytest.mark.timeout(3600)]),
-    ],
-)
-def test_kills_and_restarts_under_traffic_leave_nothing_behind(
-    kills: int,
-    sqlite: servers.Database,
-    private_broker: servers.PrivateBroker,
-) -> None:
-    threads = threading.active_count()
-    files = descriptors()
-    api = Service(sqlite, breaker_reset_after=0.5)
-    with private_broker.vhost() as vhost:
-        inbox = Inbox(vhost.url)
-        cell = api.add_cell(durable(vhost.url))
-        traffic = Traffic(api, cell, 8)
-        for _ in range(kills):
-            before = traffic.delivered()
-            private_broker.restart()
-            # It is back, and used, before it is killed again.
-            traffic.wait_for(before + 20)
-        outcomes = traffic.stop()
-        stack.eventually(lambda: not api.guard(cell).under_way, within=SOON)
-        # Read once the killing is over: a broker that is killed may forget
-        # that a message was read.
-        check_messages(outcomes, inbox.numbers())
-        longest = max(outcome.seconds for outcome in outcomes)
-        assert longest <= api.send_timeout + SLACK
-        assert api.guard(cell).stuck == 0
-        stats = api.process.pool.stats()
-        assert stats.leases == 0
-        assert stats.total.open == 1
-        assert stats.total.opened > kills
-        api.close()
-    stack.eventually(lambda: descriptors() <= files, within=SOON)
-    stack.eventually(lambda: threading.active_count() <= threads, within=SOON)
 
 
 # Credentials that change
