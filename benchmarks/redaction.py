@@ -4,8 +4,8 @@
 A record without a secret, written to a file that throws it away, with the
 scrubbing factory in front and without it: with no cell known, with one and
 with 1,000, each with a transport and a database URL whose passwords differ.
-Then the same with arguments in a dictionary, with an object to be shown, with
-a URL that has no credentials, and with an exception.
+The same for an access line, for arguments in a dictionary, an object to be
+shown, a URL without credentials, and an exception.
 
 Then what the process grows by for each cell, and how long it takes to make
 one known and to forget it again.
@@ -62,6 +62,20 @@ def link() -> None:
     LOG.info("Connecting to %s", "amqp://rabbit1.example.org:5672/cell-17")
 
 
+def access() -> None:
+    LOG.info(
+        '%s - - [%s] "%s %s HTTP/1.1" %d %d "%s" "%s"',
+        "10.20.30.40",
+        "26/Nov/2026:22:40:11 +0000",
+        "GET",
+        f"/v2.1/servers/{CELL}?a=b",
+        200,
+        1422,
+        "http://horizon.example.org/project/instances/",
+        "python-novaclient keystoneauth1/5.6.0 CPython/3.11",
+    )
+
+
 def exception() -> None:
     try:
         raise ValueError("no")
@@ -71,6 +85,7 @@ def exception() -> None:
 
 KINDS: dict[str, Callable[[], None]] = {
     "text and numbers": plain,
+    "an access line": access,
     "a dictionary": dictionary,
     "an object": shown,
     "a URL": link,

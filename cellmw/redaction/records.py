@@ -111,7 +111,11 @@ def _is_plain_and_clean(record: logging.LogRecord) -> bool:
         if "://" in shown or "s%" in shown:
             return False
         texts = [shown]
-        for arg in args.values() if type(args) is dict else args:
+        values: Any = args
+        if type(args) is dict:
+            # A format may show the whole dictionary.
+            values = [*args, *args.values()]
+        for arg in values:
             if type(arg) is str:
                 texts.append(arg)
             elif type(arg) not in NUMBERS:

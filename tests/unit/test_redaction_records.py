@@ -119,6 +119,7 @@ Args = tuple[object, ...]
         ("a %s %d %5.2f", (PASSWORD, 3, 0.5), "a *** 3  0.50"),
         ("a %(x)s %(n)d", ({"x": PASSWORD, "n": 3},), "a *** 3"),
         ("a %s", ({"x": PASSWORD},), "a {'x': '***'}"),
+        ("a %s", ({PASSWORD: 1},), "a {'***': 1}"),
         ("a %s", ([1, PASSWORD, (PASSWORD,)],), "a [1, '***', ('***',)]"),
         ("a %s", ({PASSWORD},), "a {'***'}"),
         ("a %r", (PASSWORD,), "a '***'"),
