@@ -131,6 +131,7 @@ class Transport:
         with self.use():
             try:
                 transports.before_writing(self)
+                transports.before_send(self, sent)
                 if under is not None:
                     under.writing()
                 answer = transports.on_send(self, sent)
@@ -172,6 +173,7 @@ class Transports:
     :ivar keep_closed: whether those that are closed stay in ``opened``
     :ivar on_open: called before one is opened
     :ivar before_writing: called before one finds out whether it may write
+    :ivar before_send: the same, with what is to be sent
     :ivar on_send: called when one writes
     :ivar on_reply: called when one awaits the reply, with what ``on_send``
         returned; what it returns is the reply
@@ -188,6 +190,8 @@ class Transports:
         self.keep_closed = True
         self.on_open: Callable[[Generation], None] = lambda of: None
         self.before_writing: Callable[[Transport], None] = lambda one: None
+        self.before_send: Callable[[Transport, Sent], Any]
+        self.before_send = lambda one, sent: None
         self.on_send: Callable[[Transport, Sent], Any] = lambda one, sent: None
         self.on_reply: Callable[[Transport, Sent, Any], Any] = (
             lambda one, sent, answer: answer

@@ -294,6 +294,7 @@ def test_a_message_after_a_cut_arrives_once(
     assert api.process.pool.stats().total.opened == 1
 
 
+@pytest.mark.leaves_sockets_to_gc
 def test_messages_after_a_restart_of_the_broker_arrive_once(
     api: Service, private_broker: servers.PrivateBroker
 ) -> None:

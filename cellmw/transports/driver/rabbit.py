@@ -81,6 +81,9 @@ def judge_publishing(error: BaseException) -> Verdict:
     """The same of an error that publishing a message raised."""
     if isinstance(error, amqp.exceptions.MessageNacked):
         return Verdict.NACKED
+    if isinstance(error, amqp.exceptions.NotAllowed):
+        # It ends the connection, whatever became of the message.
+        return Verdict.UNREACHABLE
     if isinstance(error, amqp.exceptions.AccessRefused):
         text = str(error)
         if any(part in text for part in _NOT_ABOUT_RIGHTS):

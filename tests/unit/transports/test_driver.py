@@ -140,7 +140,7 @@ def test_which_drivers_tell_how_far_a_message_is(
             "REFUSED",
             "INVALID",
         ),
-        (amqp.exceptions.NotAllowed("no such vhost"), "REFUSED", "REFUSED"),
+        (amqp.exceptions.NotAllowed("no vhost"), "REFUSED", "UNREACHABLE"),
         (amqp.exceptions.NotFound("no exchange"), "UNREACHABLE", "INVALID"),
         (amqp.exceptions.ResourceLocked("x"), "UNREACHABLE", "INVALID"),
         (amqp.exceptions.PreconditionFailed("x"), "UNREACHABLE", "INVALID"),
