@@ -110,8 +110,8 @@ def quick_check(patterns: Iterable[str]) -> Callable[[str], object]:
 
 
 def _may_hold_uuid_by_default(path: str) -> bool:
-    if path[72:]:
-        return _long_segment_behind_word(path) is not None
-    # In a path this short, each segment that is long enough and ends behind
-    # the word covers these characters.  Slices cost less than a search.
-    return path[40:] != "" and "/" not in path[-32:41]
+    # In a path of 72 characters or less, each segment that is long enough and
+    # ends behind the word covers these.  Slices cost less than a search.
+    if "/" in path[-32:41] and not path[72:]:
+        return False
+    return not path[72:] or _long_segment_behind_word(path) is not None

@@ -72,9 +72,8 @@ class CellMW:
         self, environ: WSGIEnvironment, start_response: StartResponse
     ) -> Iterable[bytes]:
         """Serve one request (PEP 3333)."""
-        pipeline = self._pipeline
-        if pipeline.watches_order and "HTTP_X_AUTH_TOKEN" in environ:
-            pipeline.check_order(environ)
+        if "HTTP_X_AUTH_TOKEN" in environ and self._pipeline.watches_order:
+            self._pipeline.check_order(environ)
         path = environ.get("PATH_INFO", "")
         if self._may_hold_uuid(path):
             uuid = self._find_instance(path)

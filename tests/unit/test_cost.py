@@ -130,7 +130,7 @@ def for_instance(directory: Directory | None = None) -> Callable[[], object]:
 
 def test_a_request_without_an_instance_costs_hardly_anything() -> None:
     way = request(NO_INSTANCE)
-    assert calls(way) <= 7
+    assert calls(way) <= 6
     assert peak(way) <= 400
     assert growth(way) < SOME
 
