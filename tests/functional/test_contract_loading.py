@@ -480,9 +480,13 @@ def test_each_option_may_be_set_in_both_places(
         "transport_max_lifetime": ("0", 0),
         "send_timeout": ("11", 11),
         "max_sends_per_cell": ("12", 12),
+        "max_stuck_sends": ("15", 15),
         "breaker_failures": ("0", 0),
         "breaker_reset_after": ("13", 13),
         "db_connection": ("yes", True),
+        # Other values of these two change others, or need Nova.
+        "mode": ("route", "route"),
+        "nova_cell_cache": ("no", False),
         "healthcheck_max_cells_down": ("14", 14),
         "scrub_loggers": ("nova,oslo_messaging", ("nova", "oslo_messaging")),
         "scrub_loggers_except": ("nova.wsgi", ("nova.wsgi",)),

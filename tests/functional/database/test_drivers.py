@@ -245,7 +245,7 @@ def test_tracing_sees_each_connection(
     def traced(*args: Any, **arguments: Any) -> Any:
         connection = real(*args, **arguments)
         # The test's own administrator connects too.
-        if arguments.get("db") == mariadb.name:
+        if mariadb.name in (arguments.get("database"), arguments.get("db")):
             seen.append(connection)
         return connection
 
