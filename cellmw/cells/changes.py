@@ -49,8 +49,24 @@ _FOREIGN_TABLES = {
 }
 
 
+_INSTANCES = sa.select(
+    instance_mappings.c.instance_uuid,
+    cell_mappings.c.uuid.label("cell_uuid"),
+    instance_mappings.c.project_id,
+    instance_mappings.c.user_id,
+    instance_mappings.c.queued_for_delete,
+).select_from(instance_mappings.outerjoin(cell_mappings))
+
+
 class ChangeRefused(CellMWError):
-    """The change cannot be made; nothing was written."""
+    """The change cannot be made; nothing was written.
+
+    :ivar problems: all that is wrong with it, where that is more than one
+    """
+
+    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.problems = problems or (message,)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,6 +206,31 @@ class Changes:
         with self._engine.connect() as connection:
             found = _instances(connection, [instance_uuid])
             return found.get(instance_uuid)
+
+    def instances(
+        self, cell_id: int | None, *, after: str | None, limit: int
+    ) -> list[InstanceMapping]:
+        """A page of the instance mappings, in the order they were made.
+
+        :param cell_id: only those of this cell; None: all
+        :param after: the instance at the end of the page before
+        :param limit: how many at most
+        :raises ChangeRefused: the instance ``after`` is not mapped
+        """
+        im = instance_mappings.c
+        query = _INSTANCES.order_by(im.id).limit(limit)
+        if cell_id is not None:
+            query = query.where(im.cell_id == cell_id)
+        with self._engine.connect() as connection:
+            if after is not None:
+                last = connection.execute(
+                    sa.select(im.id).where(im.instance_uuid == after)
+                ).scalar()
+                if last is None:
+                    raise ChangeRefused(f"instance {after} is not mapped")
+                query = query.where(im.id > last)
+            rows = connection.execute(query).mappings()
+            return [_as_instance(row) for row in rows]
 
     def check_instances(
         self, wanted: Sequence[InstanceMapping], *, replace: bool = False
@@ -439,31 +480,22 @@ def has_table(bind: sa.Engine | sa.Connection, name: str) -> bool:
 def _instances(
     connection: sa.Connection, uuids: Iterable[str], *, lock: bool = False
 ) -> dict[str, InstanceMapping]:
-    im, cm = instance_mappings.c, cell_mappings.c
-    query = (
-        sa.select(
-            im.instance_uuid,
-            cm.uuid.label("cell_uuid"),
-            im.project_id,
-            im.user_id,
-            im.queued_for_delete,
-        )
-        .select_from(instance_mappings.outerjoin(cell_mappings))
-        .where(im.instance_uuid.in_(list(uuids)))
-    )
+    im = instance_mappings.c
+    query = _INSTANCES.where(im.instance_uuid.in_(list(uuids)))
     if lock:
         query = query.with_for_update(of=instance_mappings)
     rows = connection.execute(query).mappings()
-    return {
-        row["instance_uuid"].lower(): InstanceMapping(
-            instance_uuid=row["instance_uuid"],
-            cell_uuid=row["cell_uuid"],
-            project_id=row["project_id"],
-            user_id=row["user_id"],
-            queued_for_delete=bool(row["queued_for_delete"]),
-        )
-        for row in rows
-    }
+    return {row["instance_uuid"].lower(): _as_instance(row) for row in rows}
+
+
+def _as_instance(row: sa.RowMapping) -> InstanceMapping:
+    return InstanceMapping(
+        instance_uuid=row["instance_uuid"],
+        cell_uuid=row["cell_uuid"],
+        project_id=row["project_id"],
+        user_id=row["user_id"],
+        queued_for_delete=bool(row["queued_for_delete"]),
+    )
 
 
 class _Plan:
@@ -483,8 +515,17 @@ class _Plan:
         self._changed: list[dict[str, Any]] = []
         uuids = [one.instance_uuid for one in wanted]
         known = _instances(connection, uuids, lock=lock)
-        for one in wanted:
-            self._consider(one, known.get(one.instance_uuid), replace)
+        problems = [
+            problem
+            for one in wanted
+            if (
+                problem := self._consider(
+                    one, known.get(one.instance_uuid), replace
+                )
+            )
+        ]
+        if problems:
+            raise ChangeRefused(problems[0], problems=problems)
         self.tally = Tally(
             len(self._added),
             len(self._changed),
@@ -496,9 +537,10 @@ class _Plan:
         wanted: InstanceMapping,
         there: InstanceMapping | None,
         replace: bool,
-    ) -> None:
+    ) -> str:
+        """Plan one mapping; why that is not possible, or nothing."""
         if wanted.cell_uuid not in self._cell_ids:
-            raise ChangeRefused(f"there is no cell {wanted.cell_uuid}")
+            return f"there is no cell {wanted.cell_uuid}"
         values = {
             "instance_uuid": wanted.instance_uuid,
             "cell_id": self._cell_ids[wanted.cell_uuid],
@@ -507,12 +549,12 @@ class _Plan:
         }
         if there is None:
             self._added.append({**values, "queued_for_delete": False})
-            return
+            return ""
         if wanted.user_id is None:
             values["user_id"] = there.user_id
         different = _differences(wanted, there)
         if different and not replace:
-            raise ChangeRefused(
+            return (
                 f"instance {wanted.instance_uuid} is mapped already, with "
                 f"{different}; --replace changes it"
             )
@@ -521,6 +563,7 @@ class _Plan:
         )
         if different or says_more or there.cell_uuid is None:
             self._changed.append(values)
+        return ""
 
     def carry_out(self, now: datetime.datetime) -> None:
         if self._added:

@@ -12,12 +12,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import re
 import sys
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TextIO
+from typing import Any, ClassVar
 
 import sqlalchemy as sa
 from cliff.command import Command as CliffCommand
@@ -30,6 +29,7 @@ from cellmw import configuration, exceptions, options, redaction
 from cellmw.cells import engines, mapping, store
 from cellmw.cells.changes import Changes
 from cellmw.cells.mapping import Cell, CellMapping
+from cellmw.cli import arguments, tables
 from cellmw.exceptions import CellMWError, ConfigurationError
 from cellmw.redaction import Secret
 from cellmw.transports import oslo
@@ -40,114 +40,14 @@ from cellmw.workers import Workers
 _CONNECT_TIMEOUT = 10.0
 _STATEMENT_TIMEOUT = 300.0
 
-_is_uuid = re.compile(
-    r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"
-).fullmatch
-
 
 class Failed(Exception):
     """The command cannot be carried out; the text says why."""
 
 
-def complain(stream: TextIO, text: str) -> None:
-    """Say what is wrong, on one line and without credentials."""
-    stream.write(
-        f"cellmw-manage: {redaction.one_line(redaction.scrub(text))}\n"
-    )
-
-
-def add_config_options(parser: argparse.ArgumentParser, *, dest: str) -> None:
-    """Add the options that say where the configuration is.
-
-    Both go into one list, because a later file wins, as in oslo.config.
-    """
-    parser.add_argument(
-        "--config-file",
-        metavar="FILE",
-        action="append",
-        type=_source("--config-file"),
-        dest=dest,
-        help=(
-            "Configuration file of the service, for example nova.conf. Its "
-            "[api_database], [DEFAULT] transport_url and [cellmw] are used. "
-            "Can be repeated; a later file wins. Default: the files that "
-            "oslo.config finds for cellmw, such as /etc/cellmw/cellmw.conf."
-        ),
-    )
-    parser.add_argument(
-        "--config-dir",
-        metavar="DIR",
-        action="append",
-        type=_source("--config-dir"),
-        dest=dest,
-        help=(
-            "Directory whose *.conf files are read in their order. Can be "
-            "repeated, and mixed with --config-file. Default: the directories "
-            "that oslo.config finds for cellmw, such as "
-            "/etc/cellmw/cellmw.conf.d."
-        ),
-    )
-
-
-def _source(option: str) -> Callable[[str], str]:
-    def convert(text: str) -> str:
-        if not text:
-            raise argparse.ArgumentTypeError("it is empty")
-        return f"{option}={text}"
-
-    return convert
-
-
-def report_errors_on_one_line(parser: argparse.ArgumentParser) -> None:
-    """Let the parser say what is wrong without the whole usage."""
-
-    def error(message: str) -> None:
-        complain(sys.stderr, message)
-        parser.exit(2)
-
-    # argparse calls it by its name.
-    parser.error = error  # type: ignore[method-assign,assignment]
-
-
-def uuid_argument(text: str) -> str:
-    """A UUID in its usual form, in lower case as the tables hold it."""
-    if not _is_uuid(text):
-        raise argparse.ArgumentTypeError("it is not a UUID")
-    return text.lower()
-
-
 def new_uuid() -> str:
     """A UUID that nobody has."""
     return str(uuid.uuid4())
-
-
-def name_argument(text: str) -> str:
-    """A text that a column of 255 characters can hold."""
-    if not text.strip() or len(text) > 255 or not text.isprintable():
-        raise argparse.ArgumentTypeError(
-            "it takes 1 to 255 printable characters"
-        )
-    return text
-
-
-def secret_argument(text: str) -> Secret:
-    """A URL with credentials; ``-`` reads it from standard input."""
-    if text == "-":
-        text = sys.stdin.readline().strip()
-    if not text:
-        raise argparse.ArgumentTypeError("it is empty")
-    return Secret(text)
-
-
-def positive_seconds(text: str) -> float:
-    """A duration above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1e6:
-        raise argparse.ArgumentTypeError("it takes seconds above 0")
-    return value
 
 
 class Configuration:
@@ -229,15 +129,12 @@ class Configuration:
             self.hide(cell.transport_url, cell.database_connection)
         return cells
 
-    def cell(self, cell_uuid: str) -> CellMapping:
-        """One cell mapping.
+    def cell(self, name: str) -> CellMapping:
+        """The cell mapping of this UUID or name.
 
-        :raises Failed: there is none
+        :raises Failed: there is none, or several have this name
         """
-        for cell in self.cells():
-            if cell.uuid == cell_uuid:
-                return cell
-        raise Failed(f"there is no cell {cell_uuid}")
+        return chosen(self.cells(), name)
 
     def expand(self, cell: CellMapping) -> Cell:
         """What requests for a cell would get, as far as its URL tells."""
@@ -275,6 +172,25 @@ class Configuration:
             self.engine.dispose()
         while self._holds:
             self._holds.pop().drop()
+
+
+def chosen(cells: Iterable[CellMapping], name: str) -> CellMapping:
+    """The cell of this UUID or name.
+
+    :raises Failed: there is none, or several have this name
+    """
+    named = []
+    for cell in cells:
+        if cell.uuid == name:
+            return cell
+        if cell.name == name:
+            named.append(cell)
+    if not named:
+        raise Failed(f"there is no cell {name}")
+    if len(named) > 1:
+        uuids = ", ".join(cell.uuid for cell in named)
+        raise Failed(f"several cells are named {name}; give a UUID: {uuids}")
+    return named[0]
 
 
 def _refuse_missing_file(url: sa.URL) -> None:
@@ -320,8 +236,8 @@ class Command(CliffCommand):
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """The options that every command has."""
         parser = super().get_parser(prog_name)
-        add_config_options(parser, dest="config_sources")
-        report_errors_on_one_line(parser)
+        arguments.add_config_options(parser, dest="config_sources")
+        arguments.report_errors_on_one_line(parser)
         return parser
 
     def run(self, parsed_args: argparse.Namespace) -> int:
@@ -329,7 +245,7 @@ class Command(CliffCommand):
         unknown = self._unknown_column(parsed_args)
         if unknown is not None:
             # cliff finds it out when the change has been made.
-            complain(
+            arguments.complain(
                 self.app.stderr,
                 f"argument -c/--column: there is no column {unknown!r} "
                 f"(known: {', '.join(self.names)})",
@@ -337,13 +253,13 @@ class Command(CliffCommand):
             return 2
         problem = self._configure(parsed_args)
         if problem is not None:
-            complain(self.app.stderr, problem)
+            arguments.complain(self.app.stderr, problem)
             return 1
         try:
             problem = self._try(parsed_args)
             if problem is None:
                 return self.status
-            complain(self.app.stderr, problem)
+            arguments.complain(self.app.stderr, problem)
             return 1
         finally:
             self.configuration.close()
@@ -440,7 +356,7 @@ _ESCAPING_FORMATS = ("json", "yaml")
 
 
 def printable(value: Any) -> Any:
-    """A cell of a table that a terminal, or who reads lines, can be given.
+    """A value that a terminal, or a reader of lines, can be given.
 
     Names and projects may come from somebody else's hands.
     """
@@ -449,14 +365,23 @@ def printable(value: Any) -> Any:
     return redaction.one_line(value, sys.maxsize)
 
 
-class ListCommand(Command, Lister):
-    """A command that prints rows."""
+class _Printing(Command):
+    """What commands that print a table or a thing have in common."""
 
-    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        """The options; on a terminal a table is as wide as that."""
-        parser = super().get_parser(prog_name)
-        parser.set_defaults(fit_width=True)
-        return parser
+    formatter: Any
+
+    def _fit(self, parsed_args: argparse.Namespace) -> bool:
+        """Have a table fit; whether the format leaves escaping to us."""
+        if parsed_args.formatter == "table":
+            width = parsed_args.max_width
+            if width <= 0:
+                width = tables.width_of(self.app.stdout)
+            self.formatter = tables.Table(width)
+        return parsed_args.formatter not in _ESCAPING_FORMATS
+
+
+class ListCommand(_Printing, Lister):
+    """A command that prints rows."""
 
     def produce_output(
         self,
@@ -465,19 +390,13 @@ class ListCommand(Command, Lister):
         data: Iterable[Sequence[Any]],
     ) -> int:
         """Print the rows."""
-        if parsed_args.formatter not in _ESCAPING_FORMATS:
+        if self._fit(parsed_args):
             data = [[printable(value) for value in row] for row in data]
         return super().produce_output(parsed_args, column_names, data)
 
 
-class ShowCommand(Command, ShowOne):
+class ShowCommand(_Printing, ShowOne):
     """A command that prints one thing, field by field."""
-
-    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        """The options; on a terminal a table is as wide as that."""
-        parser = super().get_parser(prog_name)
-        parser.set_defaults(fit_width=True)
-        return parser
 
     def produce_output(
         self,
@@ -486,7 +405,7 @@ class ShowCommand(Command, ShowOne):
         data: Sequence[Any],
     ) -> int:
         """Print the fields."""
-        if parsed_args.formatter not in _ESCAPING_FORMATS:
+        if self._fit(parsed_args):
             data = [printable(value) for value in data]
         return super().produce_output(parsed_args, column_names, data)
 

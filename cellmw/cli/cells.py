@@ -12,7 +12,7 @@ from cellmw import exceptions, redaction
 from cellmw.cells import urls
 from cellmw.cells.changes import has_table
 from cellmw.cells.mapping import CELL0_UUID, CellMapping
-from cellmw.cli import base
+from cellmw.cli import arguments, base
 from cellmw.redaction import Secret
 
 _URL_HELP = (
@@ -39,13 +39,15 @@ def shown(url: Secret | None) -> str | None:
 
 
 def state_of(configuration: base.Configuration, cell: CellMapping) -> str:
-    """In a few words, what requests for a cell get."""
+    """What requests for a cell get, in a few words."""
     expanded = configuration.outcome(cell)
     if expanded.refusal is None:
-        return "disabled, is sent to" if cell.disabled else "usable"
+        return (
+            "disabled (still receives messages)" if cell.disabled else "usable"
+        )
     error, reason = expanded.refusal
     if error is exceptions.CellHasNoQueue:
-        return "has no queue"
+        return "no queue"
     return f"misconfigured: {reason}"
 
 
@@ -66,8 +68,8 @@ def fields_of(
 class CellList(base.ListCommand):
     """List the cells.
 
-    URLs are shown without credentials. The state tells what requests for an
-    instance in the cell get.
+    URLs are shown without credentials. The state says what a request for an
+    instance in the cell gets.
     """
 
     names = _NAMES
@@ -82,7 +84,7 @@ class CellList(base.ListCommand):
 
 
 class CellShow(base.ShowCommand):
-    """Show one cell, with what its transport URL becomes.
+    """Show one cell, and what its transport URL becomes.
 
     URLs are shown without credentials.
     """
@@ -121,8 +123,9 @@ class CellShow(base.ShowCommand):
 class CellCreate(base.ShowCommand):
     """Add a cell.
 
-    Refused if there is one with the same UUID, name, database, or broker and
-    virtual host.
+    The command refuses a cell with the UUID, the name, the database, or the
+    broker and virtual host of another one. It tries all that can be tried
+    without a broker: the options in the URL, and certificate files.
     """
 
     names = _NAMES
@@ -132,30 +135,30 @@ class CellCreate(base.ShowCommand):
         parser = super().get_parser(prog_name)
         parser.add_argument(
             "--uuid",
-            type=base.uuid_argument,
+            type=arguments.uuid,
             help=f"UUID of the cell; {CELL0_UUID} is cell0. Default: a new "
             "one.",
         )
         parser.add_argument(
-            "--name", type=base.name_argument, help="Name of the cell."
+            "--name", type=arguments.name, help="Name of the cell."
         )
         parser.add_argument(
             "--transport-url",
             metavar="URL",
-            type=base.secret_argument,
+            type=arguments.secret,
             required=True,
             help=f"{_URL_HELP} cell0 has 'none:///'.",
         )
         parser.add_argument(
             "--database-connection",
             metavar="URL",
-            type=base.secret_argument,
+            type=arguments.secret,
             help=f"{_DATABASE_HELP} Required where Nova manages the tables.",
         )
         parser.add_argument(
             "--disabled",
             action="store_true",
-            help="Let Nova schedule nothing to it for now.",
+            help="Keep Nova from scheduling to the cell.",
         )
         return parser
 
@@ -186,7 +189,7 @@ class CellCreate(base.ShowCommand):
 class CellUpdate(base.ShowCommand):
     """Change a cell, and say what running processes will do.
 
-    What is not given stays as it is.
+    What no option names stays as it is.
     """
 
     names = (*_NAMES, "running_processes")
@@ -196,29 +199,29 @@ class CellUpdate(base.ShowCommand):
         parser = super().get_parser(prog_name)
         _add_cell_argument(parser)
         parser.add_argument(
-            "--name", type=base.name_argument, help="New name of the cell."
+            "--name", type=arguments.name, help="New name of the cell."
         )
         parser.add_argument(
             "--transport-url",
             metavar="URL",
-            type=base.secret_argument,
+            type=arguments.secret,
             help=_URL_HELP,
         )
         parser.add_argument(
             "--database-connection",
             metavar="URL",
-            type=base.secret_argument,
+            type=arguments.secret,
             help=_DATABASE_HELP,
         )
         enabled = parser.add_mutually_exclusive_group()
         enabled.add_argument(
             "--disable",
             action="store_true",
-            help="Let Nova schedule nothing to it. Messages for the "
-            "instances in it are sent all the same.",
+            help="Keep Nova from scheduling to the cell. The cell still "
+            "receives the messages for its instances.",
         )
         enabled.add_argument(
-            "--enable", action="store_true", help="Undo --disable."
+            "--enable", action="store_true", help="Let Nova schedule again."
         )
         return parser
 
@@ -230,13 +233,13 @@ class CellUpdate(base.ShowCommand):
             if (value := getattr(parsed_args, name)) is not None
         }
         if parsed_args.disable or parsed_args.enable:
-            if parsed_args.cell == CELL0_UUID:
-                raise base.Failed("cell0 cannot be disabled or enabled")
             values["disabled"] = parsed_args.disable
         if not values:
-            raise base.Failed("nothing to change was given; see --help")
+            raise base.Failed("no option says what to change; see --help")
         configuration = self.configuration
         before = configuration.cell(parsed_args.cell)
+        if "disabled" in values and before.uuid == CELL0_UUID:
+            raise base.Failed("cell0 cannot be disabled or enabled")
         _check(
             configuration,
             CellMapping(
@@ -261,34 +264,50 @@ class CellUpdate(base.ShowCommand):
 class CellDelete(base.Command):
     """Remove a cell.
 
-    Refused while instances are mapped to it. Running processes refuse to
-    send to it from their next refresh of the cell mappings on.
+    The command refuses while instances are mapped to the cell. Running
+    processes refuse to send to it from their next refresh of the cell
+    mappings on. For cell0 it asks first.
     """
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """The options of this command."""
         parser = super().get_parser(prog_name)
         _add_cell_argument(parser)
+        parser.add_argument(
+            "--yes", action="store_true", help="Delete cell0 without asking."
+        )
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:
         """Write it."""
-        self.configuration.cells()
-        self.configuration.changes.delete_cell(parsed_args.cell)
+        cell = self.configuration.cell(parsed_args.cell)
+        if cell.uuid == CELL0_UUID and not parsed_args.yes:
+            self._confirm()
+        self.configuration.changes.delete_cell(cell.uuid)
         interval = self.configuration.settings.cell_refresh_interval
         self.app.stdout.write(
-            f"Cell {parsed_args.cell} was deleted. Running processes refuse "
-            "to send to it when they have seen that. "
-            f"{_when(interval)}\n"
+            f"Cell {cell.uuid} was deleted. Running processes refuse to send "
+            f"to it once they have seen that. {_when(interval)}\n"
         )
+
+    def _confirm(self) -> None:
+        if not self.app.stdin.isatty():
+            raise base.Failed("cell0 is deleted only with --yes")
+        self.app.stderr.write(
+            "Nova keeps the instances in cell0 that never got a host. "
+            "Delete cell0? [y/N] "
+        )
+        self.app.stderr.flush()
+        if self.app.stdin.readline().strip().lower() not in ("y", "yes"):
+            raise base.Failed("nothing was changed")
 
 
 def _add_cell_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "cell",
         metavar="CELL",
-        type=base.uuid_argument,
-        help="UUID of the cell.",
+        type=arguments.cell,
+        help="UUID or name of the cell.",
     )
 
 
@@ -305,7 +324,7 @@ def _check(
         if refusal and refusal[0] is exceptions.CellMisconfigured:
             raise base.Failed(refusal[1])
     database = cell.database_connection
-    # Over what a template is filled in stands in Nova's configuration.
+    # What fills in a template stands in Nova's configuration.
     if database is not None and not urls.is_template(database.reveal()):
         problem = _problem_of_database(database)
         if problem is not None:
@@ -321,7 +340,7 @@ def _problem_of_database(url: Secret) -> str | None:
     except (sa.exc.ArgumentError, ValueError):
         return "it is no database URL"
     except ImportError:
-        # That of another machine, perhaps: who reads it has it installed.
+        # The machine that reads it may have the driver installed.
         return None
     return None
 
@@ -330,24 +349,24 @@ def _effect(configuration: base.Configuration, *, moved: bool) -> str:
     """What running processes will do about a change, and when."""
     interval = configuration.settings.cell_refresh_interval
     when = (
-        f"{_when(interval)} None needs a restart. Nova's own services see "
-        "the change when they are restarted."
+        f"{_when(interval)} None needs a restart. Nova's own services see the "
+        "change after a restart."
     )
     if not moved:
         return f"{when} Messages go where they went before."
     return (
         f"{when} From then on messages go to the new URL. A request that has "
-        "sent a message to the old one stays with it; the connections to the "
-        "old one are closed when no request uses them."
+        "sent a message to the old URL stays with it. Connections to the old "
+        "URL are closed when no request uses them."
     )
 
 
 def _when(interval: float) -> str:
-    """When a running process goes by what was written."""
+    """When a running process sees what was written."""
     return (
-        "Each with this filter reads the cell mappings again for the first "
-        f"request that finds them {interval:g} s old "
-        "(cell_refresh_interval). While it reads them, other requests go by "
-        f"the old ones until these are {2 * interval:g} s old, and while it "
-        "cannot reach the API database, all do, until it can."
+        "A process with this filter reads the cell mappings again for the "
+        f"first request that finds them {interval:g} s old "
+        "(cell_refresh_interval). Meanwhile other requests use the old ones "
+        f"until these are {2 * interval:g} s old, and all requests do while "
+        "the API database cannot be reached."
     )

@@ -19,7 +19,7 @@ import oslo_messaging
 
 from cellmw import exceptions, redaction
 from cellmw.cells.mapping import Cell, CellMapping, Generation
-from cellmw.cli import base, cells
+from cellmw.cli import arguments, base, cells
 from cellmw.transports import driver, oslo
 from cellmw.workers import Job, Workers
 
@@ -44,8 +44,8 @@ class Finding:
 class CellCheck(base.ListCommand):
     """Try to reach the message broker of each cell.
 
-    Connects as a request would, and sends nothing. The exit status is 0 only
-    if each broker could be reached; cells that have no queue do not count.
+    The command connects as a request would, and sends nothing. It exits with 0
+    only if it reached each broker; cells that have no queue do not count.
     """
 
     names = ("uuid", "name", "transport_url", "state", "detail", "seconds")
@@ -57,16 +57,16 @@ class CellCheck(base.ListCommand):
             "cells",
             metavar="CELL",
             nargs="*",
-            type=base.uuid_argument,
-            help="UUID of a cell to try. Default: all.",
+            type=arguments.cell,
+            help="UUID or name of a cell to try. Default: all cells.",
         )
         parser.add_argument(
             "--timeout",
             metavar="SECONDS",
-            type=base.positive_seconds,
+            type=arguments.seconds,
             default=10.0,
-            help="Longest to wait for one broker, in seconds. Default: 10. "
-            f"{_AT_ONCE} are tried at once.",
+            help="Longest wait for one broker, in seconds. Default: 10. The "
+            f"command tries {_AT_ONCE} brokers at once.",
         )
         return parser
 
@@ -92,11 +92,8 @@ class CellCheck(base.ListCommand):
         return self.names, rows
 
     def _chosen(self, wanted: Sequence[str]) -> list[CellMapping]:
-        known = {cell.uuid: cell for cell in self.configuration.cells()}
-        for uuid in wanted:
-            if uuid not in known:
-                raise base.Failed(f"there is no cell {uuid}")
-        return [known[uuid] for uuid in wanted or known]
+        known = self.configuration.cells()
+        return [base.chosen(known, name) for name in wanted] or known
 
 
 class _Attempts:

@@ -15,8 +15,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self, TextIO
 
-from cellmw.cells.changes import InstanceMapping, Tally
-from cellmw.cli import base
+import tqdm
+
+from cellmw.cells.changes import ChangeRefused, InstanceMapping, Tally
+from cellmw.cli import arguments, base
 
 _COLUMNS = ("instance_uuid", "cell_uuid", "project_id", "user_id")
 _REQUIRED = _COLUMNS[:3]
@@ -27,8 +29,75 @@ _NO_TEXT = "the file is not UTF-8 text"
 _PROGRESS_INTERVAL = 1.0
 
 
+class InstanceList(base.ListCommand):
+    """List instance mappings, a page at a time.
+
+    If there are more, the command says how to get the next page.
+    """
+
+    names = (
+        *("instance_uuid", "cell_uuid", "cell_name"),
+        *("project_id", "user_id", "queued_for_delete"),
+    )
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """The options of this command."""
+        parser = super().get_parser(prog_name)
+        parser.add_argument(
+            "--cell",
+            metavar="CELL",
+            type=arguments.cell,
+            help="Only the instances in this cell, by its UUID or name.",
+        )
+        parser.add_argument(
+            "--limit",
+            metavar="NUMBER",
+            type=arguments.number(1, 100000),
+            default=1000,
+            help="Longest page. Default: 1000.",
+        )
+        parser.add_argument(
+            "--marker",
+            metavar="INSTANCE",
+            type=arguments.uuid,
+            help="UUID of the last instance of the page before.",
+        )
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> Any:
+        """Give the rows."""
+        known = self.configuration.cells()
+        names = {cell.uuid: cell.name for cell in known}
+        cell_id = None
+        if parsed_args.cell is not None:
+            cell_id = base.chosen(known, parsed_args.cell).id
+        limit = parsed_args.limit
+        # One more tells whether there is another page.
+        found = self.configuration.changes.instances(
+            cell_id, after=parsed_args.marker, limit=limit + 1
+        )
+        if len(found) > limit:
+            found.pop()
+            if self.app.options.verbose_level:
+                self.app.stderr.write(
+                    "There are more: --marker "
+                    f"{found[-1].instance_uuid} shows the next page.\n"
+                )
+        return self.names, [
+            (
+                one.instance_uuid,
+                one.cell_uuid,
+                names.get(one.cell_uuid or ""),
+                one.project_id,
+                one.user_id,
+                one.queued_for_delete,
+            )
+            for one in found
+        ]
+
+
 class InstanceShow(base.ShowCommand):
-    """Show in which cell an instance is."""
+    """Show which cell an instance is in."""
 
     names = (
         *("instance_uuid", "cell_uuid", "cell_name"),
@@ -64,14 +133,15 @@ class InstanceShow(base.ShowCommand):
 class InstanceMap(base.ShowCommand):
     """Map an instance, or a file of instances, to a cell.
 
-    What is mapped already is left as it is, so it can be run again; a
-    mapping that says something else is changed only with --replace.
+    The command leaves an instance alone that is mapped already, so it can be
+    run again. It changes a mapping that says something else only with
+    --replace.
 
-    A file is CSV with a first line that names its columns: instance_uuid,
-    cell_uuid, project_id and, if known, user_id. A column may be missing
-    whose value is given as an option. All of the file is checked before
-    anything is written. Each batch is one transaction: if it is interrupted,
-    run it again.
+    A file is CSV. Its first line names the columns: instance_uuid, cell_uuid,
+    project_id and, if known, user_id. An option can replace a column. The
+    command checks the whole file before it writes anything, and reports every
+    line that cannot be used. Each batch is one transaction; run the command
+    again if it was interrupted.
     """
 
     names = ("added", "changed", "unchanged", "running_processes")
@@ -84,7 +154,7 @@ class InstanceMap(base.ShowCommand):
             "instance",
             metavar="INSTANCE",
             nargs="?",
-            type=base.uuid_argument,
+            type=arguments.uuid,
             help="UUID of the instance.",
         )
         what.add_argument(
@@ -95,20 +165,20 @@ class InstanceMap(base.ShowCommand):
         parser.add_argument(
             "--cell",
             metavar="CELL",
-            type=base.uuid_argument,
-            help="UUID of the cell that it is in.",
+            type=arguments.cell,
+            help="UUID or name of the cell that the instance is in.",
         )
         parser.add_argument(
             "--project-id",
-            type=base.name_argument,
+            type=arguments.name,
             metavar="PROJECT",
-            help="Project that it belongs to.",
+            help="Project of the instance.",
         )
         parser.add_argument(
             "--user-id",
-            type=base.name_argument,
+            type=arguments.name,
             metavar="USER",
-            help="User that it belongs to.",
+            help="User of the instance.",
         )
         parser.add_argument(
             "--replace",
@@ -118,7 +188,7 @@ class InstanceMap(base.ShowCommand):
         parser.add_argument(
             "--batch-size",
             metavar="NUMBER",
-            type=_batch_size,
+            type=arguments.number(1, 10000),
             default=1000,
             help="Instances in one transaction. Default: 1000.",
         )
@@ -126,8 +196,11 @@ class InstanceMap(base.ShowCommand):
 
     def take_action(self, parsed_args: argparse.Namespace) -> Any:
         """Write the mappings and give their numbers."""
+        cell = parsed_args.cell
+        if cell is not None:
+            cell = self.configuration.cell(cell).uuid
         defaults = {
-            "cell_uuid": parsed_args.cell,
+            "cell_uuid": cell,
             "project_id": parsed_args.project_id,
             "user_id": parsed_args.user_id,
         }
@@ -156,29 +229,40 @@ class InstanceMap(base.ShowCommand):
 
     def _map_file(self, file: _File, parsed_args: argparse.Namespace) -> Tally:
         changes = self.configuration.changes
-        total = file.check({cell.uuid for cell in self.configuration.cells()})
-        steps = (
-            ("checked", changes.check_instances),
-            ("mapped", changes.map_instances),
-        )
+        known = {cell.uuid for cell in self.configuration.cells()}
+        total = file.check(known, _Problems(self.app.stderr))
         tally = Tally()
-        for verb, step in steps:
-            tally = Tally()
-            with _Progress(self._progress_stream(), verb, total) as progress:
-                for batch in _batches(file.mappings(), parsed_args.batch_size):
-                    tally += step(batch, replace=parsed_args.replace)
-                    progress.add(len(batch))
+        problems = _Problems(self.app.stderr)
+        with self._progress("checked", total) as progress:
+            for batch in _batches(file.mappings(), parsed_args.batch_size):
+                try:
+                    tally += changes.check_instances(
+                        batch, replace=parsed_args.replace
+                    )
+                except ChangeRefused as error:
+                    for problem in error.problems:
+                        problems.add(problem)
+                progress.add(len(batch), tally)
+        problems.stop()
+        tally = Tally()
+        with self._progress("mapped", total) as progress:
+            for batch in _batches(file.mappings(), parsed_args.batch_size):
+                tally += changes.map_instances(
+                    batch, replace=parsed_args.replace
+                )
+                progress.add(len(batch), tally)
         return tally
 
-    def _progress_stream(self) -> TextIO | None:
-        return self.app.stderr if self.app.options.verbose_level else None
+    def _progress(self, verb: str, total: int) -> _Progress:
+        shown = self.app.options.verbose_level
+        return _Progress(self.app.stderr if shown else None, verb, total)
 
 
 class InstanceUnmap(base.Command):
     """Remove the mapping of an instance.
 
-    Requests for it are then served as those for an instance that has no
-    cell yet.
+    A request for it then gets what a request for an instance without a cell
+    gets.
     """
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
@@ -191,7 +275,7 @@ class InstanceUnmap(base.Command):
         """Write it."""
         self.configuration.changes.unmap_instance(parsed_args.instance)
         self.app.stdout.write(
-            f"Instance {parsed_args.instance} is not mapped any more. "
+            f"Instance {parsed_args.instance} is no longer mapped. "
             f"{_effect(self.configuration)}\n"
         )
 
@@ -200,22 +284,16 @@ def _add_instance_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "instance",
         metavar="INSTANCE",
-        type=base.uuid_argument,
+        type=arguments.uuid,
         help="UUID of the instance.",
     )
 
 
-def _batch_size(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 0 < int(text) <= 10000:
-        raise argparse.ArgumentTypeError("it takes a number from 1 to 10000")
-    return int(text)
-
-
 def _effect(configuration: base.Configuration) -> str:
-    """What running processes go on to believe, and for how long."""
+    """How long running processes go on using what they remember."""
     settings = configuration.settings
     if not settings.instance_cache_ttl:
-        return "Running processes see it at once (instance_cache_ttl is 0)."
+        return "Running processes see it at once (instance_cache_ttl = 0)."
     which = (
         "GET, HEAD and OPTIONS requests"
         if settings.instance_cache_for == "safe"
@@ -258,6 +336,37 @@ def _opened(name: str) -> Iterator[TextIO]:
         yield stream
 
 
+class _Problems:
+    """What is wrong with a file: a single problem is the command's error."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._first = ""
+        self._count = 0
+
+    def add(self, problem: str) -> None:
+        """Print this problem, unless it may be the only one."""
+        self._count += 1
+        if self._count == 1:
+            self._first = problem
+            return
+        if self._count == 2:
+            arguments.complain(self._stream, self._first)
+        arguments.complain(self._stream, problem)
+
+    def stop(self) -> None:
+        """Stop the command if there is a problem.
+
+        :raises Failed: there is one
+        """
+        if self._count == 1:
+            raise base.Failed(self._first)
+        if self._count:
+            raise base.Failed(
+                f"{self._count} lines cannot be used; nothing was changed"
+            )
+
+
 class _File:
     """A CSV file of instance mappings.
 
@@ -271,19 +380,26 @@ class _File:
         self._stream = stream
         self._defaults = defaults
 
-    def check(self, cells: set[str]) -> int:
-        """See that all of it can be used, and count its instances."""
+    def check(self, cells: set[str], problems: _Problems) -> int:
+        """See that all of it can be used, and count its instances.
+
+        :raises Failed: a line cannot be used, or there is none
+        """
         # A UUID's number takes less than half of its text's memory.
         seen: set[int] = set()
         for line, row in self._rows():
-            problem = _problem(row, cells)
-            if problem is None:
+            if isinstance(row, str):
+                problem: str | None = row
+            else:
+                problem = _problem(row, cells)
+            if problem is None and isinstance(row, dict):
                 number = int(row["instance_uuid"].replace("-", ""), 16)
                 if number in seen:
-                    problem = "this instance stands in another line, too"
+                    problem = "another line names the same instance"
                 seen.add(number)
             if problem is not None:
-                raise base.Failed(f"line {line}: {problem}")
+                problems.add(f"line {line}: {problem}")
+        problems.stop()
         if not seen:
             raise base.Failed("the file names no instance")
         return len(seen)
@@ -291,6 +407,7 @@ class _File:
     def mappings(self) -> Iterator[InstanceMapping]:
         """What stands in it."""
         for _, row in self._rows():
+            assert isinstance(row, dict)  # it was checked
             yield InstanceMapping(
                 instance_uuid=row["instance_uuid"].lower(),
                 cell_uuid=row["cell_uuid"].lower(),
@@ -298,7 +415,8 @@ class _File:
                 user_id=row["user_id"] or None,
             )
 
-    def _rows(self) -> Iterator[tuple[int, dict[str, str]]]:
+    def _rows(self) -> Iterator[tuple[int, dict[str, str] | str]]:
+        """Each line with its number; a text says why it has no columns."""
         self._stream.seek(0)
         reader = csv.reader(self._stream, strict=True)
         try:
@@ -308,10 +426,11 @@ class _File:
                 if not any(values):
                     continue
                 if len(values) != len(header):
-                    raise base.Failed(
-                        f"line {reader.line_num}: it has {len(values)} "
-                        f"columns, not {len(header)}"
+                    yield (
+                        reader.line_num,
+                        f"it has {len(values)} columns, not {len(header)}",
                     )
+                    continue
                 found = dict(zip(header, values, strict=True))
                 yield (
                     reader.line_num,
@@ -336,19 +455,19 @@ class _File:
         ]
         if unknown or len(set(header)) != len(header):
             raise base.Failed(
-                "line 1: it has to name the columns, each once, of "
+                "line 1 has to name columns, each once, out of "
                 f"{', '.join(_COLUMNS)}"
             )
         if missing:
-            raise base.Failed(f"line 1: there is no column {missing[0]}")
+            raise base.Failed(f"line 1 does not name column {missing[0]}")
 
 
 def _problem(row: dict[str, str], cells: set[str]) -> str | None:
     """What is wrong with a line, if anything is."""
     checks = (
-        ("instance_uuid", base.uuid_argument),
-        ("cell_uuid", base.uuid_argument),
-        ("project_id", base.name_argument),
+        ("instance_uuid", arguments.uuid),
+        ("cell_uuid", arguments.uuid),
+        ("project_id", arguments.name),
     )
     for name, check in checks:
         try:
@@ -357,7 +476,7 @@ def _problem(row: dict[str, str], cells: set[str]) -> str | None:
             return f"{name}: {error}"
     if row["user_id"]:
         try:
-            base.name_argument(row["user_id"])
+            arguments.name(row["user_id"])
         except argparse.ArgumentTypeError as error:
             return f"user_id: {error}"
     if row["cell_uuid"].lower() not in cells:
@@ -373,24 +492,43 @@ def _batches(
 
 
 class _Progress:
-    """Says from time to time how far it is, and at the end in any case."""
+    """A progress bar on a terminal; elsewhere a line from time to time.
+
+    :param stream: None: say nothing
+    """
 
     def __init__(self, stream: TextIO | None, verb: str, total: int) -> None:
         self._stream = stream
         self._verb = verb
         self._total = total
         self._done = 0
+        self._new = 0
         self._said_at = time.monotonic()
+        self._bar: Any = None
+        if stream is not None and stream.isatty():
+            # Else it starts a thread that watches for bars that stand still.
+            tqdm.tqdm.monitor_interval = 0
+            self._bar = tqdm.tqdm(
+                desc=verb, total=total, file=stream, dynamic_ncols=True
+            )
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._say()
+        if self._bar is not None:
+            self._bar.close()
+        else:
+            self._say()
 
-    def add(self, count: int) -> None:
-        """So many more are done."""
+    def add(self, count: int, tally: Tally) -> None:
+        """So many more are done, which makes this of all of them."""
         self._done += count
+        self._new = tally.added
+        if self._bar is not None:
+            self._bar.set_postfix(new=self._new, refresh=False)
+            self._bar.update(count)
+            return
         now = time.monotonic()
         if now - self._said_at >= _PROGRESS_INTERVAL:
             self._said_at = now
@@ -400,6 +538,7 @@ class _Progress:
         if self._stream is not None:
             percent = 100 * self._done // max(1, self._total)
             self._stream.write(
-                f"{self._verb} {self._done} of {self._total} ({percent} %)\n"
+                f"{self._verb} {self._done} of {self._total} ({percent} %), "
+                f"{self._new} new\n"
             )
             self._stream.flush()

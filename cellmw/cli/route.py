@@ -9,6 +9,7 @@ process alone.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator
 from typing import Any
 from urllib import parse
@@ -20,7 +21,7 @@ from cellmw import exceptions, instance_path, lenient_path
 from cellmw.cells import urls
 from cellmw.cells.directory import SAFE_METHODS
 from cellmw.cells.mapping import CellMapping
-from cellmw.cli import base, cells
+from cellmw.cli import arguments, base, cells
 
 _Step = tuple[str, str, str]
 
@@ -28,8 +29,8 @@ _Step = tuple[str, str, str]
 class Route(base.ListCommand):
     """Explain what a request for a URL would get, and why.
 
-    Nothing is sent. The steps are those of a request whose identity is
-    confirmed; options that stand in the filter's paste section are not seen.
+    The command sends nothing. It shows the steps of a request whose identity
+    is confirmed. It does not see the options in the filter's paste section.
     """
 
     names = ("step", "found", "meaning")
@@ -52,9 +53,9 @@ class Route(base.ListCommand):
             "--script-name",
             metavar="PREFIX",
             default="",
-            help="Beginning of the path that belongs to SCRIPT_NAME, as "
-            "/compute where the service is mounted there. What urlmap takes "
-            "away, /v2.1 say, needs not be given.",
+            help="Beginning of the path at which the service is mounted, for "
+            "example /compute (SCRIPT_NAME). A version such as /v2.1 is not "
+            "part of it.",
         )
         return parser
 
@@ -65,7 +66,7 @@ class Route(base.ListCommand):
         rows = list(explanation.steps(path))
         if explanation.failure is not None:
             self.status = 1
-            base.complain(
+            arguments.complain(
                 self.app.stderr, self.about_database(explanation.failure)
             )
         return self.names, rows
@@ -116,8 +117,8 @@ class _Explanation:
             yield (
                 "path",
                 path,
-                "none of instance_path_patterns matches it, but another "
-                "reader could see an instance in it",
+                "no pattern of instance_path_patterns matches, but another "
+                f"reader could see an instance in it{self._hint(path)}",
             )
             yield (
                 "request",
@@ -126,12 +127,17 @@ class _Explanation:
             )
             return
         if uuid is None:
-            yield ("path", path, "none of instance_path_patterns matches it")
+            yield (
+                "path",
+                path,
+                "no pattern of instance_path_patterns matches"
+                f"{self._hint(path)}",
+            )
             yield (
                 "request",
                 "untouched",
-                "the database is not asked; a context that is there stays as "
-                "it is, and one made here has mq_connection None",
+                "the filter does not ask the database; it leaves a context "
+                "as it is, and one that it makes has mq_connection None",
             )
             return
         yield ("path", path, f"instance_path_patterns, line {pattern}")
@@ -155,6 +161,18 @@ class _Explanation:
         return bool(
             instance_path.quick_check(patterns)(path)
         ) and lenient_path.checker(patterns)(path)
+
+    def _hint(self, path: str) -> str:
+        """Where the service may be mounted, if that would explain it."""
+        find = instance_path.finder(self._settings.instance_path_patterns)
+        for found in re.finditer("/", path):
+            if found.start() and find(path[found.start() :]):
+                prefix = path[: found.start()]
+                return (
+                    f"; if the service is mounted at {prefix}, give "
+                    f"--script-name {prefix}"
+                )
+        return ""
 
     def _match(self, path: str) -> tuple[str | None, int]:
         patterns = self._settings.instance_path_patterns
@@ -201,21 +219,21 @@ class _Explanation:
             yield (
                 "request",
                 "mq_connection refuses to send, cell_uuid None",
-                "CellNotFound: the mapping names a cell that is not there",
+                "CellNotFound: the cell of the mapping does not exist",
             )
             return
         queued = self._configuration.changes.instance(uuid)
         note = (
-            "; the instance is queued for delete, which changes nothing here"
+            "; the instance is queued for delete, but is still sent to"
             if queued is not None and queued.queued_for_delete
             else ""
         )
-        yield ("mapping", f"cell id {cell_id}", f"cell {cell.uuid}{note}")
+        yield ("mapping", f"cell {cell.uuid}", f"cell_id {cell_id}{note}")
         yield from self._cell(cell)
 
     def _cell(self, cell: CellMapping) -> Iterator[_Step]:
         note = (
-            "disabled: nothing is scheduled to it, but messages are sent"
+            "disabled (still receives messages)"
             if cell.disabled
             else "enabled"
         )
@@ -226,9 +244,9 @@ class _Explanation:
         yield (
             "transport_url",
             cells.shown(cell.transport_url) or "empty",
-            "a template over [DEFAULT] transport_url"
+            "a template, filled in from [DEFAULT] transport_url"
             if urls.is_template(written)
-            else "no template",
+            else "not a template",
         )
         if expanded.refusal is not None:
             error, reason = expanded.refusal
@@ -245,14 +263,14 @@ class _Explanation:
             return
         assert expanded.generation is not None
         filled = expanded.generation.url
-        yield ("filled in", cells.shown(filled) or "", "what is connected to")
+        yield ("filled in", cells.shown(filled) or "", "the URL to connect to")
         broker = urls.broker_of(filled.reveal())
         yield ("driver", broker.driver, "oslo.messaging has it installed")
         yield (
             "request",
             f"mq_connection for this cell, cell_uuid {cell.uuid}",
-            "its first message connects; "
-            "'cellmw-manage cell check' tries that",
+            "the first message connects; try it with "
+            "'cellmw-manage cell check'",
         )
 
     def _memory(self, *, known: bool) -> _Step:
@@ -264,7 +282,7 @@ class _Explanation:
         ttl = settings.instance_cache_ttl
         interval = settings.cell_refresh_interval
         if not known:
-            found = "the instance: never, for no cell of it is known"
+            found = "the instance: never, because its cell is not known"
         elif not ttl:
             found = "the instance: never (instance_cache_ttl = 0)"
         elif (
@@ -281,7 +299,7 @@ class _Explanation:
             "memory",
             f"{found}; the cells: read again after {interval:g} s "
             "(cell_refresh_interval)",
-            "each running process remembers for itself, so one may still go "
-            "by what it has read before; while the database cannot be "
-            "reached, what is known of cells is used on",
+            "each running process remembers for itself, so it may use what it "
+            "has read before; it goes on using the known cells while it "
+            "cannot reach the database",
         )

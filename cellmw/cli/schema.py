@@ -10,9 +10,9 @@ from cellmw.cli import base
 
 
 class DbSync(base.Command):
-    """Make or upgrade the tables of the API database.
+    """Create or upgrade the tables of the API database.
 
-    A database whose tables Nova manages, or somebody else, is left alone.
+    The command leaves tables alone that Nova or somebody else manages.
     """
 
     may_make_database = True
@@ -32,7 +32,7 @@ def _describe(outcome: migrations.Outcome) -> str:
     if outcome.managed_by is not None:
         return (
             f"{outcome.managed_by.capitalize()} manages the tables of this "
-            "database, which are as they have to be; nothing was changed."
+            "database, and they can be used; nothing was changed."
         )
     if outcome.before == outcome.after:
         return f"The tables are up to date (revision {outcome.after})."

@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--port",
-        type=int,
+        type=_port,
         default=0,
         help="port on 127.0.0.1 for the API; default: one that is free",
     )
@@ -117,6 +117,14 @@ def _parser() -> argparse.ArgumentParser:
         help="show the logs, on standard error",
     )
     return parser
+
+
+def _port(text: str) -> int:
+    if text.isascii() and text.isdigit() and len(text) < 6:
+        port = int(text)
+        if port <= 65535:
+            return port
+    raise argparse.ArgumentTypeError("it takes a number from 0 to 65535")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -346,6 +346,18 @@ def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("port", ["65536", "99999", "-1", "x", "1" * 9])
+def test_a_port_that_there_cannot_be_is_told(
+    port: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main.main([f"--port={port}"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        "cellmw-demo: argument --port: it takes a number from 0 to 65535\n"
+    )
+
+
 def test_a_bad_option_is_told(tmp_path: Path) -> None:
     file = tmp_path.parent / "bad-options"
     file.write_text("[cellmw]\nsend_timeout = soon\n")

@@ -14,7 +14,7 @@ from alembic.runtime.migration import MigrationContext
 from cellmw.cells import migrations
 from cellmw.cells.tables import metadata
 from tests import servers
-from tests.functional.database import schema
+from tests.functional.database import kinds, schema
 from tests.functional.database.engines import make_engine
 
 
@@ -186,3 +186,48 @@ def test_a_sync_that_was_interrupted_is_completed_by_the_next(
             connection.exec_driver_sql(statement)
     assert migrations.sync(empty) == migrations.Outcome(None, "0001")
     assert described(empty) == whole
+
+
+@pytest.fixture
+def writer(
+    empty: sa.Engine, database: servers.Database
+) -> Iterator[sa.Engine]:
+    """A user with the rights that the documentation names, and tables."""
+    migrations.sync(empty)
+    name = servers.unique("writer")
+    postgresql = database.kind == "postgresql"
+    how = "PASSWORD" if postgresql else "IDENTIFIED BY"
+    database.administer(f"CREATE USER {name} {how} 'Zpw'")
+    with empty.begin() as connection:
+        for table in metadata.tables:
+            connection.exec_driver_sql(
+                f"GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO {name}"
+            )
+    engine = make_engine(database.url_as(name, "Zpw"))
+    yield engine
+    engine.dispose()
+    if postgresql:
+        with empty.begin() as connection:
+            connection.exec_driver_sql(f"DROP OWNED BY {name}")
+    database.administer(f"DROP USER {name}")
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("database", kinds.SERVERS, indirect=True)
+def test_a_user_with_the_documented_rights_sees_whose_tables_they_are(
+    empty: sa.Engine, writer: sa.Engine
+) -> None:
+    assert migrations.sync(writer) == migrations.Outcome("0001", "0001")
+    text = f"{migrations._MARK}0000"
+    table = sa.Table("cell_mappings", sa.MetaData(), comment=text)
+    with empty.begin() as connection:
+        connection.execute(sa.schema.SetTableComment(table))
+    with pytest.raises(migrations.SchemaRefused, match="from revision 0000"):
+        migrations.sync(writer)
+    # Tables that were made before they had a comment.
+    with empty.begin() as connection:
+        connection.execute(sa.schema.DropTableComment(table))
+    with pytest.raises(migrations.SchemaRefused, match="cannot see who man"):
+        migrations.sync(writer)
+    migrations.sync(empty)
+    assert migrations.sync(writer) == migrations.Outcome("0001", "0001")

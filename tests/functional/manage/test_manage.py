@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.metadata
 import io
 import json
 import re
@@ -42,6 +43,7 @@ SHOW_FORMATS = ("table", "json", "yaml", "value", "shell")
 LISTS: dict[str, tuple[str, ...]] = {
     "cell list": (),
     "cell check": (CELL0_UUID,),
+    "instance list": (),
     "route": (f"http://api:8774/v2.1/servers/{instance(2)}",),
 }
 SHOWS: dict[str, tuple[str, ...]] = {
@@ -98,7 +100,7 @@ def test_lists_in_each_format(filled: Manage, name: str, how: str) -> None:
         ]
         assert len(found) == len(expected) > 0
     else:
-        assert (ONE if name == "route" else CELL0_UUID) in found
+        assert (CELL0_UUID if name.startswith("cell") else ONE) in found
 
 
 @pytest.mark.parametrize("how", SHOW_FORMATS)
@@ -129,6 +131,14 @@ def test_columns_can_be_chosen(filled: Manage) -> None:
     assert done.out.splitlines()[1] == f"{ONE} one"
 
 
+def names_of(name: str) -> tuple[str, ...]:
+    entry = importlib.metadata.EntryPoint(
+        name, cli.COMMANDS[name].value, "cellmw-manage"
+    )
+    names: tuple[str, ...] = entry.load().names
+    return names
+
+
 @pytest.mark.parametrize("name", [*LISTS, *SHOWS])
 def test_a_column_that_is_not_there_is_refused_and_nothing_is_done(
     filled: Manage, name: str
@@ -136,7 +146,7 @@ def test_a_column_that_is_not_there_is_refused_and_nothing_is_done(
     arguments = (*name.split(), *COMMANDS[name], "-f", "json")
     # One that is there does not make up for it.
     said = filled.refuses(*arguments, "-c", "nosuch", "-c", "uuid")
-    names = cli.COMMANDS[name].names
+    names = names_of(name)
     assert f"no column 'nosuch' (known: {', '.join(names)})" in said
     done = filled(*arguments, *("-c", names[0].upper()))
     row = done.json if name in SHOWS else done.json[0]
@@ -149,7 +159,7 @@ def test_the_columns_are_those_that_the_command_names(
 ) -> None:
     done = filled(*name.split(), *COMMANDS[name], "-f", "json")
     row = done.json if name in SHOWS else done.json[0]
-    assert tuple(row) == cli.COMMANDS[name].names
+    assert tuple(row) == names_of(name)
 
 
 EVIL = "a\x1b[2J\nforged\u202e"
@@ -229,7 +239,7 @@ def test_cells_are_listed_with_what_their_state_is(filled: Manage) -> None:
         row["uuid"]: row for row in filled("cell", "list", "-f", "json").json
     }
     assert list(rows) == [CELL0_UUID, ONE, TWO, BAD]
-    assert rows[CELL0_UUID]["state"] == "has no queue"
+    assert rows[CELL0_UUID]["state"] == "no queue"
     assert rows[ONE] == {
         "uuid": ONE,
         "name": "one",
@@ -238,7 +248,7 @@ def test_cells_are_listed_with_what_their_state_is(filled: Manage) -> None:
         "database_connection": "mysql://***@db/2",
         "state": "usable",
     }
-    assert rows[TWO]["state"] == "disabled, is sent to"
+    assert rows[TWO]["state"] == "disabled (still receives messages)"
     assert rows[BAD]["state"].startswith("misconfigured: transport_url: it")
 
 
@@ -387,7 +397,7 @@ def test_the_interval_that_is_named_is_the_configured_one(
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        ((ONE,), "nothing to change"),
+        ((ONE,), "no option says what to change"),
         ((NOBODY, "--name", "x"), "there is no cell"),
         ((ONE, "--name", "two"), "same name"),
         ((ONE, "--transport-url", "rabbit://h:x/"), "malformed"),
@@ -498,8 +508,8 @@ def test_a_file_of_instances_is_mapped_in_batches_and_again(
     assert done.status == 0
     assert done.json["added"] == 25
     assert done.err.splitlines() == [
-        "checked 25 of 25 (100 %)",
-        "mapped 25 of 25 (100 %)",
+        "checked 25 of 25 (100 %), 25 new",
+        "mapped 25 of 25 (100 %), 25 new",
     ]
     row = filled.tables()[1][-1]
     assert (row["instance_uuid"], row["project_id"]) == (instance(124), "p124")
@@ -536,15 +546,18 @@ GOOD = f"{instance(9)},{ONE},p"
     [
         ((), "line 1"),
         ((HEADER,), "names no instance"),
-        (("instance_uuid,cell,project_id", GOOD), "line 1: it has to name"),
-        (("instance_uuid,instance_uuid", GOOD), "line 1: it has to name"),
-        (("instance_uuid,cell_uuid", GOOD), "no column project_id"),
+        (("instance_uuid,cell,project_id", GOOD), "line 1 has to name"),
+        (("instance_uuid,instance_uuid", GOOD), "line 1 has to name"),
+        (
+            ("instance_uuid,cell_uuid", GOOD),
+            "line 1 does not name column project_id",
+        ),
         ((HEADER, GOOD, "x"), "line 3: it has 1 columns, not 3"),
         ((HEADER, GOOD, f"x,{ONE},p"), "line 3: instance_uuid: it is not"),
         ((HEADER, GOOD, f"{instance(8)},x,p"), "line 3: cell_uuid: it is"),
         ((HEADER, GOOD, f"{instance(8)},{ONE},"), "line 3: project_id: it"),
         ((HEADER, GOOD, f"{instance(8)},{NOBODY},p"), "line 3: there is no"),
-        ((HEADER, GOOD, "", GOOD.upper()), "line 4: this instance stands in"),
+        ((HEADER, GOOD, "", GOOD.upper()), "line 4: another line names the"),
         ((HEADER, GOOD, f'{instance(8)},{ONE},"p'), "line 3: unexpected end"),
         ((HEADER, GOOD, f"{instance(8)},{ONE},{'p' * 256}"), "line 3: proj"),
         (
@@ -563,6 +576,129 @@ def test_a_file_with_a_bad_line_maps_nothing(
     assert said in filled.refuses(
         "instance", "map", "--file", path, "--batch-size", "1"
     )
+
+
+def test_each_bad_line_of_a_file_is_told(
+    filled: Manage, write: Callable[..., str]
+) -> None:
+    before = filled.tables()
+    path = write(HEADER, GOOD, "x", f"x,{ONE},p", GOOD, f"{instance(8)},y,p")
+    done = filled("instance", "map", "--file", path)
+    assert done.status == 1
+    assert [line.split(": ")[1] for line in done.err.splitlines()] == [
+        *("line 3", "line 4", "line 5", "line 6"),
+        "4 lines cannot be used; nothing was changed",
+    ]
+    path = write(
+        HEADER, GOOD, *(f"{instance(n)},{TWO},p" for n in (2, 1, 8, 4))
+    )
+    done = filled("-q", "instance", "map", "--file", path, "--batch-size", "2")
+    said = [line.split(" is mapped")[0] for line in done.err.splitlines()]
+    assert said == [
+        *(f"cellmw-manage: instance {instance(n)}" for n in (2, 1, 4)),
+        "cellmw-manage: 3 lines cannot be used; nothing was changed",
+    ]
+    assert filled.tables() == before
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_long_work_has_a_bar(
+    filled: Manage,
+    write: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = write(
+        HEADER, *(f"{instance(n)},{ONE},p" for n in (2, *range(20, 26)))
+    )
+    filled("instance", "map", instance(20), "--cell", ONE, "--project-id", "p")
+    terminal = _Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    done = filled.run(
+        *("--config-file", str(filled.file), "instance", "map"),
+        *("--file", path, "--batch-size", "2", "-f", "json"),
+    )
+    assert done.json["added"] == 5
+    shown = terminal.getvalue()
+    for part in ("checked: 100%", "mapped: 100%", "7/7", "new=5"):
+        assert part in shown
+
+
+# Names
+
+
+def test_a_cell_may_be_named(filled: Manage, tmp_path: Path) -> None:
+    assert filled("cell", "show", "one", "-f", "json").json["uuid"] == ONE
+    (row,) = filled("cell", "check", "two", "-f", "json").json
+    assert row["uuid"] == TWO
+    done = filled("cell", "update", "one", "--name", "eins", "-f", "json")
+    assert (done.json["uuid"], done.json["name"]) == (ONE, "eins")
+    command = ("instance", "map", instance(9), "--project-id", "p", "--cell")
+    assert filled(*command, "eins").status == 0
+    assert filled.tables()[1][-1]["cell_id"] == 2
+    filled("instance", "unmap", instance(4))
+    assert f"Cell {BAD} was" in filled("cell", "delete", "bad").out
+    assert "there is no cell one" in filled.refuses("cell", "show", "one")
+    assert "there is no cell x" in filled.refuses(*command, "x")
+
+
+def test_a_name_that_several_cells_have_is_refused(filled: Manage) -> None:
+    with filled.engine.begin() as connection:
+        connection.execute(
+            sa.update(cell_mappings)
+            .where(cell_mappings.c.uuid == TWO)
+            .values(name="one")
+        )
+    said = filled.refuses("cell", "delete", "one")
+    assert f"several cells are named one; give a UUID: {ONE}, {TWO}" in said
+
+
+def test_instances_are_listed_in_pages(filled: Manage) -> None:
+    def page(*arguments: str) -> tuple[list[str], str]:
+        done = filled("instance", "list", *arguments, "-f", "json")
+        assert done.status == 0
+        return [row["instance_uuid"] for row in done.json], done.err
+
+    everything, err = page()
+    assert everything == [instance(number) for number in range(1, 7)]
+    assert err == ""
+    assert page("--cell", "two") == ([instance(3)], "")
+    found: list[str] = []
+    more: tuple[str, ...] = ()
+    while True:
+        some, err = page("--limit", "4", *more)
+        found += some
+        if not err:
+            break
+        assert f"--marker {some[-1]} shows the next page" in err
+        more = ("--marker", some[-1])
+    assert found == everything
+    said = filled.refuses("instance", "list", "--marker", instance(99))
+    assert "is not mapped" in said
+
+
+def test_cell0_is_deleted_only_if_that_is_confirmed(
+    filled: Manage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled("instance", "unmap", instance(1))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
+    assert "--yes" in filled.refuses("cell", "delete", CELL0_UUID)
+    for answer in ("\n", "no\n"):
+        monkeypatch.setattr(sys, "stdin", _Terminal(answer))
+        done = filled("cell", "delete", CELL0_UUID)
+        assert done.status == 1
+        assert "Delete cell0? [y/N]" in done.err
+    monkeypatch.setattr(sys, "stdin", _Terminal("y\n"))
+    assert f"Cell {CELL0_UUID} was" in filled("cell", "delete", CELL0_UUID).out
+
+
+def test_yes_deletes_cell0_without_a_question(filled: Manage) -> None:
+    filled("instance", "unmap", instance(1))
+    done = filled("cell", "delete", "--yes", CELL0_UUID)
+    assert (done.status, done.err) == (0, "")
 
 
 def test_a_file_that_is_no_text_maps_nothing(filled: Manage) -> None:
@@ -608,9 +744,11 @@ def test_a_batch_that_fails_leaves_those_before_it(
         patch.setattr(Changes, "map_instances", fail_once)
         done = filled(*command)
     assert done.status == 1
-    assert done.err.splitlines()[1] == "mapped 4 of 6 (66 %)"
+    assert done.err.splitlines()[1] == "mapped 4 of 6 (66 %), 4 new"
     assert done.err.splitlines()[2].startswith("cellmw-manage: unexpected")
-    assert filled(*command, "-f", "json").json["unchanged"] == 4
+    done = filled(*command, "-f", "json")
+    assert (done.json["added"], done.json["unchanged"]) == (2, 4)
+    assert done.err.splitlines()[-1] == "mapped 6 of 6 (100 %), 2 new"
     assert len(filled.tables()[1]) == 6 + 6
 
 

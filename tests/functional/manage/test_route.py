@@ -37,11 +37,11 @@ def test_an_instance_in_a_cell(filled: Manage) -> None:
     ]
     assert found["path"][1] == "instance_path_patterns, line 1"
     assert found["instance"][0] == instance(2)
-    assert found["mapping"] == ("cell id 2", f"cell {ONE}")
+    assert found["mapping"] == (f"cell {ONE}", "cell_id 2")
     assert found["cell"] == (f"{ONE} (one)", "enabled")
     assert found["transport_url"] == (
         "rabbit://***@one.example:5672/v",
-        "no template",
+        "not a template",
     )
     assert found["driver"][0] == "rabbit"
     assert found["request"][0] == (
@@ -57,7 +57,7 @@ def test_an_instance_in_a_disabled_cell_that_is_queued_for_delete(
     assert "disabled" in found["cell"][1]
     assert found["transport_url"] == (
         "{scheme}://***@two.example:{port}/w",
-        "a template over [DEFAULT] transport_url",
+        "a template, filled in from [DEFAULT] transport_url",
     )
     assert found["filled in"][0] == "rabbit://***@two.example:5672/w"
     assert found["request"][0].endswith(TWO)
@@ -144,6 +144,25 @@ def test_the_path_is_what_the_server_makes_of_the_url(
     filled: Manage, arguments: tuple[str, ...]
 ) -> None:
     assert steps(filled, *arguments)["instance"][0] == instance(2)
+
+
+def test_a_mounted_service_is_hinted_at(filled: Manage) -> None:
+    path = f"/compute/api/v2.1/servers/{instance(2)}"
+    found = steps(filled, f"http://h{path}")
+    assert found["path"][1].endswith(
+        "; if the service is mounted at /compute/api, give --script-name "
+        "/compute/api"
+    )
+    found = steps(filled, path, "--script-name", "/compute/api")
+    assert found["instance"][0] == instance(2)
+    assert "--script-name" not in steps(filled, "/servers")["path"][1]
+
+
+def test_the_table_fits_into_a_pipe(filled: Manage) -> None:
+    done = filled("route", f"/v2.1/servers/{instance(2)}/action")
+    assert max(map(len, done.out.splitlines())) <= 80
+    for uuid in (instance(2), ONE):
+        assert uuid in done.out
 
 
 @pytest.mark.parametrize(

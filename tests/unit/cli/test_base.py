@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 from oslo_db import exception as db_exception
 
-from cellmw.cli import base
+from cellmw.cli import arguments, base
 from cellmw.redaction import KNOWN, Secret
 
 
@@ -38,7 +38,7 @@ def test_a_driver_that_says_nothing_is_named() -> None:
 def test_a_complaint_is_one_line_without_credentials() -> None:
     stream = io.StringIO()
     with KNOWN.hold(Secret("rabbit://user:Zpassw0rd@h/")):
-        base.complain(stream, "a\nb Zpassw0rd rabbit://u:Zpw@h/v\x1b[2J")
+        arguments.complain(stream, "a\nb Zpassw0rd rabbit://u:Zpw@h/v\x1b[2J")
     (line,) = stream.getvalue().splitlines()
     assert line.startswith("cellmw-manage: a")
     assert "Zpassw0rd" not in line

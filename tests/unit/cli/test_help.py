@@ -4,19 +4,31 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import re
+import subprocess
+import sys
 
 import pytest
 
+from cellmw.cli import base
 from cellmw.cli import main as cli
 
 NAMES = sorted(cli.COMMANDS)
 INSTANCE = "5f4b3a52-39d5-4c11-8f2b-000000000001"
 
 
+def command_of(name: str) -> type[base.Command]:
+    module, _, attribute = cli.COMMANDS[name].value.partition(":")
+    command: type[base.Command] = getattr(
+        importlib.import_module(module), attribute
+    )
+    return command
+
+
 def parser_of(name: str) -> argparse.ArgumentParser:
     app = cli.ManageApp()
-    return cli.COMMANDS[name](app, None).get_parser(f"cellmw-manage {name}")
+    return command_of(name)(app, None).get_parser(f"cellmw-manage {name}")
 
 
 def test_the_help_lists_each_command_with_what_it_does(
@@ -25,8 +37,44 @@ def test_the_help_lists_each_command_with_what_it_does(
     assert cli.main(["--help"]) == 0
     text = capsys.readouterr().out
     for name in NAMES:
-        line = rf"^  {name} +[A-Z].{{9,}}$"
+        summary = (command_of(name).__doc__ or "").splitlines()[0]
+        line = rf"^  {name} +{re.escape(summary)}$"
         assert re.search(line, text, re.MULTILINE), name
+    assert cli.main(["help"]) == 0
+    assert capsys.readouterr().out == text
+    assert all(len(line) <= 80 for line in text.splitlines())
+
+
+def test_the_help_loads_no_library_that_only_commands_need() -> None:
+    code = (
+        "import sys; from cellmw.cli.main import main; main(['--help']); "
+        "heavy = {'oslo_messaging', 'sqlalchemy', 'alembic', 'oslo_config'}; "
+        "print(sorted(heavy & sys.modules.keys()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_command_does_not_load_what_eventlet_patches_with() -> None:
+    """It is a third of the start of a command that uses oslo.messaging."""
+    code = (
+        "import sys; from cellmw.cli import main; import oslo_messaging; "
+        "print('dns' in sys.modules, 'alembic' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout == "False False\n"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -51,14 +99,14 @@ def test_each_option_is_described(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_command_is_described_in_a_line_of_its_own(name: str) -> None:
-    first, *rest = (cli.COMMANDS[name].__doc__ or "").splitlines()
+    first, *rest = (command_of(name).__doc__ or "").splitlines()
     assert 10 < len(first) < 70
     assert first.endswith(".")
     assert not rest or not rest[0]
 
 
 def test_lists_have_five_formats() -> None:
-    for name in ("cell list", "cell check", "route"):
+    for name in ("cell list", "cell check", "instance list", "route"):
         (action,) = (
             action
             for action in parser_of(name)._actions
@@ -84,9 +132,11 @@ def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
         (["cell", "list", "--qui"], "unrecognized arguments: --qui"),
         (["cell", "list", "-f", "xml"], "invalid choice"),
         (["cell", "show"], "required: CELL"),
-        (["cell", "show", "one"], "CELL: it is not a UUID"),
-        (["cell", "show", INSTANCE[:-1]], "CELL: it is not a UUID"),
-        (["cell", "show", f"{{{INSTANCE}}}"], "CELL: it is not a UUID"),
+        (["cell", "show", "a\nb"], "CELL: it takes 1 to 255 printable"),
+        (["cell", "show", ""], "CELL: it takes 1 to 255 printable"),
+        (["instance", "show", "one"], "INSTANCE: it is not a UUID"),
+        (["instance", "show", INSTANCE[:-1]], "INSTANCE: it is not a UUID"),
+        (["instance", "show", f"{{{INSTANCE}}}"], "INSTANCE: it is not a UU"),
         (["cell", "create"], "required: --transport-url"),
         (["cell", "create", "--transport-url", ""], "--transport-url: it is"),
         (["cell", "create", "--uuid", "x"], "--uuid: it is not a UUID"),
@@ -100,7 +150,9 @@ def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
         (["instance", "map"], "INSTANCE --file is required"),
         (["instance", "map", INSTANCE, "--file", "f"], "not allowed with"),
         (["instance", "map", "--file", "f", "--batch-size", "0"], "a number"),
-        (["instance", "map", INSTANCE, "--cell", "x"], "--cell: it is not"),
+        (["instance", "map", INSTANCE, "--cell", " "], "--cell: it takes 1"),
+        (["instance", "list", "--limit", "0"], "a number from 1 to 100000"),
+        (["instance", "list", "--marker", "x"], "--marker: it is not a UUID"),
         (["instance", "unmap", "x"], "INSTANCE: it is not a UUID"),
         (["route"], "required: URL"),
         (["help", "nosuch"], "no such command: nosuch (see"),
@@ -109,7 +161,11 @@ def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
         (["help", "--nosuch"], "unrecognized"),
         (["route", "/", "--method", "GET /"], "--method: it is not"),
         # What somebody pastes into the wrong place may hold a password.
-        (["cell", "show", "rabbit://u:Zpw@h/"], "CELL: it is not a UUID"),
+        (["cell", "show", "rabbit://u:Zpw@h/"], "of a cell, not a URL"),
+        (
+            ["cell", "create", "--transport-url", "rabbit://u:a", "Zpw@h/"],
+            "unrecognized arguments: ***",
+        ),
         (["cell", "delete", INSTANCE, "rabbit://u:Zpw@h/"], "unrecognized"),
     ],
 )
