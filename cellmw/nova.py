@@ -129,7 +129,8 @@ def prepare(settings: Settings) -> Settings:
 def place(here: Callable[[], Process]) -> None:
     """Put our cache in the place of Nova's, or renew ours.
 
-    Opens nothing.  Of several filters with different settings in a process
+    Opens nothing, and closes the database connections that Nova has opened
+    in the load.  Of several filters with different settings in a process
     the one that was loaded last counts.
     """
     context: Any = importlib.import_module("nova.context")
@@ -137,8 +138,13 @@ def place(here: Callable[[], Process]) -> None:
     if isinstance(placed, CellCache):
         placed.clear()
         placed.here = here
-    else:
-        setattr(context, _CACHE, CellCache(here))
+        return
+    setattr(context, _CACHE, CellCache(here))
+    for database, _ in placed.values():
+        # A server that forks after the load would keep them for ever.
+        dispose = getattr(database, "dispose_pool", None)
+        if dispose is not None:
+            dispose()
 
 
 def make_database(url: Secret) -> Any:

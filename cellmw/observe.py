@@ -29,8 +29,8 @@ LOG = logging.getLogger(__name__)
 
 RESULTS = ("same", "another", "none", "failed", "dropped")
 
-# Most notes that wait for the thread.
-_QUEUE_SIZE = 1000
+# Most notes that wait for the thread; a few megabytes.
+_QUEUE_SIZE = 10_000
 # Seconds for which further differences of the same result are not logged.
 _LOG_EVERY = 60.0
 # How long the end of a process waits for the thread, in seconds.

@@ -18,6 +18,10 @@ class Manager:
 
     def __init__(self, url: str) -> None:
         self.url = redaction.Secret(url)
+        self.disposed = 0
+
+    def dispose_pool(self) -> None:
+        self.disposed += 1
 
     def append_on_engine_create(self, function: Any) -> None:
         """No engine is ever made."""

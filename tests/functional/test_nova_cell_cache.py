@@ -37,7 +37,9 @@ OPTIONS: dict[str, Any] = {
 class Context:
     """Nova's request context, as far as it is used here."""
 
-    db_connection = mq_connection = cell_uuid = None
+    db_connection: Any = None
+    mq_connection: Any = None
+    cell_uuid: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {}
@@ -298,6 +300,14 @@ def test_the_filter_that_was_loaded_last_counts(
         not first.process().pool.stats().total.opened
     )
     assert second.process().pool.stats().total.opened == 1
+
+
+def test_what_nova_opened_in_the_load_is_closed(memory_site: Site) -> None:
+    opened = memory_site.target().db_connection
+    memory_site.load()
+    memory_site.load()
+    assert opened.disposed == 1
+    assert memory_site.target().db_connection is not opened
 
 
 def test_loading_opens_nothing(memory_site: Site) -> None:

@@ -82,6 +82,18 @@ def test_an_error_is_forgotten_with_its_request() -> None:
     assert serve(noting()).status_int == 500
 
 
+def test_an_application_s_mistake_takes_no_answer_away() -> None:
+    assert serve(noting(DOWN, RELEASED)).status_int == 503
+
+
+def test_an_error_after_an_inner_request_is_the_outer_one_s() -> None:
+    def handler() -> None:
+        assert serve(noting()).status_int == 500
+        hidden_errors.note(DOWN)
+
+    assert serve(handler).status_int == 503
+
+
 def test_an_error_does_not_reach_another_thread_s_request() -> None:
     noted, answered = threading.Event(), threading.Event()
     statuses = []

@@ -165,7 +165,10 @@ def test_lookups_that_fail_are_counted() -> None:
     site.observer.close()
 
 
-def test_no_request_waits_for_a_lookup_that_hangs() -> None:
+def test_no_request_waits_for_a_lookup_that_hangs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(observe, "_QUEUE_SIZE", 200)
     hanging, go_on = threading.Event(), threading.Event()
 
     def find(instance_uuid: str, method: str) -> Cell | None:
