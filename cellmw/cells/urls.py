@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import encodings.idna
 import ipaddress
 import re
 import string
@@ -46,6 +47,10 @@ _scheme = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):").match
 _CONTROL = "".join(map(chr, range(0x21)))
 # Fields within a format, or so wide that they could fill the memory.
 _excessive = re.compile(r"[{}]|[0-9]{4}").search
+
+
+# Loaded on use otherwise, and then the first request would pay for it.
+_ = encodings.idna
 
 
 class UnusableURL(ValueError):

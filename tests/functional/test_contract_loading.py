@@ -793,9 +793,9 @@ def test_a_dollar_sign_in_a_url_shows_nothing_of_it(
     [
         ({"context_key": None}, "a string that is not empty"),
         ({"context_key": SECRET.encode()}, "a string that is not empty"),
-        ({"allowed_remote_exmods": 4}, "module names"),
-        ({"allowed_remote_exmods": [3]}, "module names"),
-        ({"allowed_remote_exmods": None}, "module names"),
+        ({"allowed_remote_exmods": 4}, "names"),
+        ({"allowed_remote_exmods": [3]}, "names"),
+        ({"allowed_remote_exmods": None}, "names"),
         ({"instance_path_patterns": [3]}, "regular expressions"),
         ({"instance_path_patterns": SECRET.encode()}, "regular expressions"),
         ({"on_lookup_failure": None}, "fail or pass"),
