@@ -206,6 +206,17 @@ class IdentityNotConfirmed(SendError):
     summary = "not delivered, the request's identity is not confirmed"
 
 
+class InstanceHasNoCell(SendError):
+    """The instance has no mapping, or is in no cell yet.
+
+    Raised only with ``on_no_cell = refuse``.  The scheduler may be about to
+    choose a cell.
+    """
+
+    summary = "not delivered, the request's instance is in no cell"
+    is_temporary = True
+
+
 class AmbiguousPath(SendError):
     """The request's path may name an instance for a reader other than us.
 

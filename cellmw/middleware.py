@@ -38,6 +38,7 @@ LOG = logging.getLogger(__name__)
 
 _NOT_CONFIRMED = Cell("", None, refusal=(exceptions.IdentityNotConfirmed, ""))
 _ID = "openstack.request_id"
+_NO_CELL = Cell("", None, refusal=(exceptions.InstanceHasNoCell, ""))
 _AMBIGUOUS = Cell("", None, refusal=(exceptions.AmbiguousPath, ""))
 
 
@@ -65,6 +66,7 @@ class CellMW:
         self._find_instance = instance_path.finder(patterns)
         self._is_ambiguous = lenient_path.checker(patterns)
         self._pass_on_failure = settings.on_lookup_failure == "pass"
+        self._refuse_without_cell = settings.on_no_cell == "refuse"
         self._sets_database = settings.db_connection
         self._pipeline = Pipeline(settings.context_key, self._registry.first)
 
@@ -141,6 +143,8 @@ class CellMW:
             unknown = Cell("", None, refusal=refusal)
             return Handle(process, unknown, request_id), None, None
         if cell is None:
+            if self._refuse_without_cell:
+                return Handle(process, _NO_CELL, request_id), None, None
             return None, None, None
         database = None
         if self._sets_database:

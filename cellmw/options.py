@@ -133,6 +133,20 @@ OPTS: list[cfg.Opt] = [
         help="What becomes of a request while the API database cannot be "
         "asked and nothing is remembered of its instance.",
     ),
+    cfg.StrOpt(
+        "on_no_cell",
+        default="none",
+        choices=[
+            (
+                "none",
+                "mq_connection is None, so that messages of clients that "
+                "follow the context go to the default queue",
+            ),
+            ("refuse", "mq_connection refuses to send"),
+        ],
+        help="What a request gets whose instance has no mapping, or a mapping "
+        "with no cell yet.",
+    ),
     cfg.Opt(
         "lookup_timeout",
         type=_Seconds(above_zero=True),
@@ -353,6 +367,7 @@ class Settings:
     instance_path_patterns: tuple[str, ...]
     allowed_remote_exmods: tuple[str, ...]
     on_lookup_failure: str
+    on_no_cell: str
     lookup_timeout: float
     lookup_concurrency: int
     cell_refresh_interval: float

@@ -206,11 +206,18 @@ class _Explanation:
             there = self._configuration.changes.instance(uuid)
             what = "there is none" if there is None else "it has no cell yet"
             yield ("mapping", what, "the instance is in no cell")
-            yield (
-                "request",
-                "mq_connection None, cell_uuid None",
-                "messages go to the default transport",
-            )
+            if self._settings.on_no_cell == "refuse":
+                yield (
+                    "request",
+                    "mq_connection refuses to send, cell_uuid None",
+                    "on_no_cell = refuse",
+                )
+            else:
+                yield (
+                    "request",
+                    "mq_connection None, cell_uuid None",
+                    "messages go to the default transport",
+                )
             return
         cell_id, cell_uuid = found
         cell = cells.get(cell_uuid)

@@ -467,6 +467,7 @@ def test_each_option_may_be_set_in_both_places(
         ),
         "allowed_remote_exmods": ("one.two,three", ("one.two", "three")),
         "on_lookup_failure": ("pass", "pass"),
+        "on_no_cell": ("refuse", "refuse"),
         "lookup_timeout": ("1.5", 1.5),
         "lookup_concurrency": ("3", 3),
         "cell_refresh_interval": ("2.5", 2.5),

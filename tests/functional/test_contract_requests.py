@@ -7,6 +7,7 @@ import functools
 import json
 import logging
 import pickle
+import uuid as uuids
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -598,6 +599,26 @@ def test_a_cell_that_is_down_becomes_503_until_the_next_trial(
         assert 30 <= int(response.headers["Retry-After"]) <= 40
 
 
+@pytest.mark.parametrize("mapped", [True, False])
+def test_an_instance_in_no_cell_can_be_refused(
+    service: Services,
+    api_database: ApiDatabase,
+    default_host: stack.Host,
+    mapped: bool,
+) -> None:
+    instance = str(uuids.uuid4())
+    if mapped:
+        instance = api_database.add_instance(None)
+    errors: list[exceptions.SendError] = []
+    context = service(on_no_cell="refuse").context_for(
+        f"/servers/{instance}",
+        lambda context: errors.extend(refusals(context)),
+    )
+    assert context.cell_uuid is None
+    assert {type(error) for error in errors} == {exceptions.InstanceHasNoCell}
+    assert default_host.messages == []
+
+
 @pytest.mark.parametrize(
     "error, retry_after, can_help",
     [
@@ -612,6 +633,7 @@ def test_a_cell_that_is_down_becomes_503_until_the_next_trial(
         (exceptions.CellHasNoQueue(), "1", False),
         (exceptions.CellNotFound(), "1", False),
         (exceptions.IdentityNotConfirmed(), "1", False),
+        (exceptions.InstanceHasNoCell(), "1", True),
         (exceptions.AmbiguousPath(), "1", False),
         (exceptions.RPCNotInitialized("x"), "1", False),
     ],

@@ -21,6 +21,7 @@ DEFAULTS: dict[str, Any] = {
     "instance_path_patterns": instance_path.DEFAULT_PATTERNS,
     "allowed_remote_exmods": (),
     "on_lookup_failure": "fail",
+    "on_no_cell": "none",
     "lookup_timeout": 5,
     "lookup_concurrency": 8,
     "cell_refresh_interval": 10,
