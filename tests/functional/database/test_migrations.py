@@ -90,7 +90,9 @@ def test_the_tables_are_those_that_the_store_knows(empty: sa.Engine) -> None:
         context = MigrationContext.configure(
             connection, opts={"version_table": migrations.VERSION_TABLE}
         )
-        assert compare_metadata(context, metadata) == []
+        differences = compare_metadata(context, metadata)
+    # A comment on the table holds the revision for users with few rights.
+    assert {kind for kind, *_ in differences} <= {"remove_table_comment"}
 
 
 def test_another_alembic_in_the_same_database_is_not_disturbed(
