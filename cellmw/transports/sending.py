@@ -137,7 +137,7 @@ def check_timeouts(
     for seconds in (timeout, call_monitor_timeout):
         if seconds is None:
             continue
-        if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        if type(seconds) is bool or not isinstance(seconds, int | float):
             raise exceptions.InvalidMessage(
                 f"a timeout is a number of seconds, not {type(seconds)!r}"
             )
