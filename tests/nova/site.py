@@ -73,9 +73,13 @@ class Answer:
 
 
 class Api:
-    """Nova's API, served on a port of 127.0.0.1."""
+    """Nova's API, served on a port of 127.0.0.1.
 
-    def __init__(self, port: int, folder: Path) -> None:
+    :ivar workers: how many processes serve it
+    """
+
+    def __init__(self, port: int, folder: Path, workers: int) -> None:
+        self.workers = workers
         self._port = port
         self._folder = folder
 
@@ -362,7 +366,7 @@ class Site:
                 stderr=log,
                 start_new_session=True,
             )
-        served = Api(port, folder)
+        served = Api(port, folder, workers)
         try:
             self._wait_for(served, process)
             yield served

@@ -136,18 +136,20 @@ def _refuses(answer: Answer) -> None:
 
 
 def _is_refused_at_once(api: Api, broken: list[str]) -> None:
-    """Once the breakers are open, in whichever process."""
+    """Once the breakers are open; each process then sends one trial."""
 
-    def all_at_once() -> bool:
+    def all_but_trials_at_once() -> bool:
         answers = from_threads(api.cast, broken, 8)
         for answer in answers:
             _refuses(answer)
-        return all(
-            answer.status == 503 and answer.seconds < _AT_ONCE
+        trials = [
+            answer
             for answer in answers
-        )
+            if answer.status != 503 or answer.seconds >= _AT_ONCE
+        ]
+        return len(trials) <= api.workers
 
-    stack.eventually(all_at_once, within=30)
+    stack.eventually(all_but_trials_at_once, within=30)
 
 
 def _all_is_well(site: Site, api: Api) -> None:
