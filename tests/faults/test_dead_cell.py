@@ -174,6 +174,8 @@ def test_a_new_transport_to_a_broker_in_trouble(
     again = api.send_one(cell.uuid)
     assert again.error is None
     check_messages([*outcomes, again], cell.inbox.numbers())
+    # One to send with for each message, one for replies, one for each retry.
+    assert cell.proxy.accepted <= 2 * len(outcomes) + 2
 
 
 @without_breaker
@@ -230,6 +232,8 @@ def test_a_message_given_up_before_it_was_written_never_is(
     cell.proxy.restore()
     nothing_is_stuck(api, cell)
     assert cell.inbox.numbers() == []
+    # What was opened too late for its message is not opened again for it.
+    assert cell.proxy.accepted <= len(outcomes)
 
 
 def test_a_confirmation_that_is_lost_makes_no_second_message(

@@ -23,6 +23,7 @@ from oslo_messaging._drivers import common, pool
 
 from cellmw.transports.driver.progress import Message, Verdict, under_way
 from cellmw.transports.driver.rabbit import Connection, reporting
+from cellmw.transports.driver.wire import Expired
 
 # How long a broker's limit is taken for granted, in seconds.
 _LIMITED_FOR = 2.0
@@ -80,6 +81,7 @@ class ConnectionPool(pool.ConnectionPool):
         """A connection for the message under way, or for nobody's.
 
         :raises NoConnectionFree: none became free in time
+        :raises Expired: there is one, and no time left to use it
         """
         message = under_way.message
         while True:
@@ -88,8 +90,16 @@ class ConnectionPool(pool.ConnectionPool):
                 connection = self._open(retry)
             if connection is None:
                 continue  # the broker allows no more: wait for one of ours
-            if message is None or connection.take(message):
+            if message is None:
                 return connection
+            try:
+                if connection.take(message):
+                    return connection
+            except Expired as error:
+                # It serves the next message.
+                self.put(connection)
+                message.failed(Verdict.LATE, error)
+                raise
             self._discard(connection)
 
     def _next(self, message: Message | None) -> Connection | None:

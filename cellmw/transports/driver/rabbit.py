@@ -193,16 +193,19 @@ class Connection(impl_rabbit.Connection):
             reason or f"its URL cannot be used to connect ({name})"
         )
 
-    def take(self, message: Message, *, wait: bool = True) -> bool:
+    def take(self, message: Message) -> bool:
         """Reserve it for a message; whether it can be written to.
 
-        Waits for the heartbeat's thread until the message's deadline, if it
-        may.  Reads what has arrived: where the broker or a proxy has closed
-        the connection, that is seen here, before anything is written.
+        Waits for the heartbeat's thread until the message's deadline.  Reads
+        what has arrived: where the broker or a proxy has closed the
+        connection, that is seen here, before anything is written.
+
+        :raises Expired: the deadline has passed, which says nothing about
+            this connection
         """
-        left = message.deadline - time.monotonic() if wait else 0.0
-        if not self._connection_lock.acquire(timeout=max(0.0, left)):
-            return False
+        left = message.deadline - time.monotonic()
+        if left <= 0 or not self._connection_lock.acquire(timeout=left):
+            raise Expired
         try:
             self.is_taken = True
             if self.wire is None:
