@@ -1,11 +1,12 @@
 # Licensed under the Apache License, Version 2.0; see the file LICENSE.
 """Our own answer where an application hides our error behind a 500.
 
-Nova answers 500 for every error that it does not know.  What failed is noted
-where it happens; a 500 of that request that has not started is then replaced.
-A transport that belongs to no request finds the request through a context
-variable, which holds only while the application runs and only in its thread.
-Threads that the application starts note nothing.
+Nova answers 500 for every error that it does not know.  An ``mq_connection``
+notes each error of its own; a 500 of that request that has not started is then
+replaced.  A context variable leads from the message to the request: a
+transport of Nova's cache belongs to none.  The variable is set only while the
+application runs, and only in its thread, so threads that the application
+starts note nothing.
 """
 
 from __future__ import annotations

@@ -33,23 +33,6 @@ class Process(handle.Process, Protocol):
     databases: Databases
 
 
-class CellTransport(handle.CellTransport):
-    """Nova's ``mq_connection`` for a cell.
-
-    Its errors also reach the client of the request in which they happen,
-    because Nova hides them.
-    """
-
-    __slots__ = ()
-
-    def _send(self, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return super()._send(*args, **kwargs)
-        except exceptions.CellMWError as error:
-            hidden_errors.note(error)
-            raise
-
-
 class CellCache(dict[str, tuple[Any, Any]]):
     """Stands in the place of ``nova.context.CELL_CACHE``.  Thread-safe.
 
@@ -92,7 +75,7 @@ class CellCache(dict[str, tuple[Any, Any]]):
             self._note(process, error)
             raise
         if last is None:
-            transport: Any = CellTransport(self._here, cell_uuid)
+            transport: Any = handle.CellTransport(self._here, cell_uuid)
         else:
             transport = last[1]
         pair = process.databases.of(cell), transport

@@ -22,7 +22,7 @@ import oslo_messaging
 from oslo_config import cfg
 from oslo_messaging.transport import RPCTransport
 
-from cellmw import exceptions, garbage
+from cellmw import exceptions, garbage, hidden_errors
 from cellmw.cells.mapping import Cell, Generation
 from cellmw.refusals import Refusals
 from cellmw.transports.pool import Lease, Pool
@@ -343,6 +343,7 @@ class Handle(_SendOnly):
         except exceptions.CellMWError as error:
             request_id = _request_id_in(ctxt) or self._request_id
             self._refusals.note(error, request_id)
+            hidden_errors.note(error)
             raise
 
     def _borrow(self) -> tuple[Process, RequestLease]:
@@ -437,6 +438,7 @@ class CellTransport(_SendOnly):
             cell = process.cell(self._cell_uuid)
         except exceptions.CellMWError as error:
             process.refusals.note(error, _request_id_in(ctxt))
+            hidden_errors.note(error)
             raise
         handle = Handle(process, cell)
         try:

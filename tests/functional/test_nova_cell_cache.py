@@ -66,6 +66,8 @@ class Site:
         self.uuid = api_database.add_cell(url)
         self.instance = api_database.add_instance(self.uuid)
         self.make_filter = make_filter
+        # Of the next request.
+        self.context = Context()
 
     def load(self, **options: str) -> Any:
         return self.make_filter(**{**OPTIONS, **options})
@@ -106,7 +108,7 @@ class Site:
             self.load(**options)(application),
             f"/servers/{self.instance}/action",
             "POST",
-            environ={"nova.context": Context()},
+            environ={"nova.context": self.context},
         )
 
 
@@ -249,6 +251,17 @@ def test_a_hidden_refusal_is_answered(memory_site: Site) -> None:
     assert response.status_int == 503
     assert int(response.headers["Retry-After"]) >= 1
     assert response.json["serviceUnavailable"]["code"] == 503
+
+
+def test_a_hidden_refusal_through_the_request_s_own_is_answered(
+    memory_site: Site,
+) -> None:
+    memory_site.database.change_cell(memory_site.uuid, transport_url="no://")
+    response = memory_site.request(
+        lambda: memory_site.send(memory_site.context, "an-instance")
+    )
+    assert response.status_int == 503
+    assert int(response.headers["Retry-After"]) >= 1
 
 
 def test_a_hidden_uncertain_delivery_is_answered(memory_site: Site) -> None:
