@@ -696,6 +696,23 @@ def test_a_load_that_has_read_nothing_says_so(
     assert "(no file was read)" in problem("oslo_config_project = x-y-z")
 
 
+def test_a_queue_manager_without_a_place_for_its_locks_stops_the_load(
+    problem: Callable[..., str],
+    known: Known,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("OSLO_LOCK_PATH", raising=False)
+    file = write(
+        tmp_path / "service.conf",
+        database_section(known.url),
+        "[oslo_messaging_rabbit]\nuse_queue_manager = true\n",
+    )
+    message = problem(f"oslo_config_file = {file}")
+    assert "[oslo_messaging_rabbit] use_queue_manager" in message
+    assert "set [oslo_concurrency] lock_path" in message
+
+
 @pytest.mark.parametrize(
     "url",
     [
