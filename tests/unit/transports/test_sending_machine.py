@@ -36,8 +36,9 @@ from cellmw.transports.handle import Handle
 from tests.fakes import PATIENCE, Sent, Stack, Transport, cell_uuid
 
 MAX_SENDS = 3
-# The send_timeout of a message that is to take too long, in seconds.
-HASTE = 0.01
+# The send_timeout of a message that is to take too long, in seconds.  Its
+# driver gets to where it is to stand sooner than that.
+HASTE = 0.3
 
 
 class Message:
@@ -195,6 +196,9 @@ class Machine(RuleBasedStateMachine):
         if message.expired:
             # Nobody waits for it any more.
             message.steps.put(step)
+            if message.is_call and (message.at, step) == ("writing", "go on"):
+                assert message.await_arrival() == "awaiting"
+                message.steps.put("go on")
             message.at = "returned"
             _until(lambda: self._under_way() == len(self.under_way))
             return multiple()
@@ -290,7 +294,7 @@ def _until(condition: Callable[[], bool]) -> None:
 @pytest.mark.parametrize(
     "examples",
     [
-        pytest.param(20, id="short", marks=pytest.mark.full),
+        pytest.param(20, id="short"),
         pytest.param(
             1000,
             id="full",
