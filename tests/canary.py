@@ -325,7 +325,7 @@ PLACES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "values": lambda patch: _know_nothing(patch),
     "URLs": lambda patch: patch.setattr(urls, "spans", lambda text: []),
     "messages": lambda patch: patch.setattr(
-        records, "_is_plain_and_clean", lambda record: True
+        records, "_plain_text_of", lambda record, scope: ""
     ),
     "arguments": lambda patch: patch.setattr(
         records, "clean_args", lambda args, tidy: args

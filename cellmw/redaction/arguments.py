@@ -12,12 +12,12 @@ from __future__ import annotations
 import datetime
 import functools
 import numbers
+import operator
 import types
 import uuid
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from cellmw.redaction import text
 from cellmw.redaction.secret import Secret
 
 Tidy = Callable[[str], str]
@@ -118,28 +118,27 @@ def clean(value: Any, tidy: Tidy, around: tuple[int, ...] = ()) -> Any:
     :param around: the containers that it stands in
     """
     kind: Any = type(value)
-    if kind in NUMBERS:
-        return value
     if kind is str:
         return tidy(value)
+    if kind in NUMBERS or is_harmless(kind):
+        return value
     if kind in _CONTAINERS:
         if len(around) < _DEEPEST and id(value) not in around:
             return _clean_container(value, tidy, (*around, id(value)))
-    elif _is_shown_by_c(kind):
-        if not isinstance(value, BaseException) or are_plain(value.args):
-            shown, written = str(value), repr(value)
-            if tidy(shown) == shown and tidy(written) == written:
-                return value
-    elif _is_harmless(kind):
-        return value
+    elif _is_shown_by_c(kind) and (
+        not isinstance(value, BaseException) or are_plain(value.args)
+    ):
+        shown, written = str(value), repr(value)
+        if tidy(shown) == shown and tidy(written) == written:
+            return value
     return Shown(value, tidy)
 
 
 def clean_args(args: Any, tidy: Tidy) -> Any:
     """Clean the arguments of a record: a tuple, or a mapping."""
-    if type(args) in (tuple, dict):
-        return clean(args, tidy)
-    if isinstance(args, Mapping):
+    if type(args) is tuple:
+        return tuple([clean(value, tidy) for value in args])
+    if isinstance(args, Mapping) and type(args) is not dict:
         return _ShownMapping(args, tidy)
     return clean(args, tidy)
 
@@ -150,34 +149,31 @@ def are_plain(args: object) -> bool:
     return len(values) <= 32 and _PLAIN.issuperset(map(type, values))
 
 
-def values_of(args: object) -> Collection[object]:
-    """Return the arguments of a record, whatever holds them."""
-    if type(args) is dict:
-        return args.values()
-    return args if type(args) is tuple else (args,)
+def values_of(args: object) -> Collection[Any]:
+    """Return all that a format may show of a record's arguments."""
+    if type(args) is tuple:
+        return args
+    return [*args, *args.values()] if type(args) is dict else (args,)
 
 
 def _clean_container(value: Any, tidy: Tidy, around: tuple[int, ...]) -> Any:
-    if isinstance(value, dict):
-        members = [*value, *value.values()]
-    else:
-        members = list(value)
+    members = values_of(value) if type(value) is dict else list(value)
     if _PLAIN.issuperset(map(type, members)):
         # One look at all of them: most containers hold nothing.
-        joined = "\n".join([one for one in members if type(one) is str])
-        if tidy is text.scrub and tidy(joined) is joined:
+        joined = " ".join([one for one in members if type(one) is str])
+        if tidy(joined) == joined:
             return value
     cleaned = [clean(member, tidy, around) for member in members]
-    if all(map(lambda a, b: a is b, members, cleaned)):
+    if all(map(operator.is_, members, cleaned)):
         return value
-    if isinstance(value, dict):
+    if type(value) is dict:
         half = len(value)
         return dict(zip(cleaned[:half], cleaned[half:], strict=True))
     return type(value)(cleaned)
 
 
 @functools.lru_cache(maxsize=1024)
-def _is_harmless(kind: type) -> bool:
+def is_harmless(kind: type) -> bool:
     """Say whether objects of this class have no text that tells anything."""
     if issubclass(kind, _HARMLESS):
         return True

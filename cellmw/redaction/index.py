@@ -14,13 +14,25 @@ passwords alone.
 from __future__ import annotations
 
 import array
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 from cellmw.redaction import spellings
 from cellmw.redaction.urls import Login, Span
 
 _Counted = TypeVar("_Counted")
+
+#: Up to this many bytes of a text one call reads into a tuple, which is
+#: searched quicker than an array, and takes more memory.
+SHORT = 2048
+
+#: How to search a text: whether words are all unknown; and for each length of
+#: the text, the last one for all that are longer, what cuts it into words.
+Search = tuple[
+    Callable[[Sequence[int]], bool],
+    Sequence[Callable[[bytes], Sequence[int]]],
+]
 
 
 class _Shapes(NamedTuple):
@@ -66,14 +78,26 @@ class Index:
     asks to the first, and emptied the other way.
 
     :param word: the type of a word, as :mod:`array` names it
+    :param step: how many bytes a word begins after the one before it
     """
 
-    def __init__(self, word: str) -> None:
+    def __init__(self, word: str, step: int) -> None:
         self._type = word
-        self._word = array.array(word).itemsize
-        self.key_length = 2 * self._word
+        self._size = struct.calcsize(word)
+        self._step = step
+        self.key_length = step + self._size - 1
         self._entries: dict[bytes, _Entry] = {}
-        self._words: dict[int, int] = {}
+        self.words: dict[int, int] = {}
+        gap = step - self._size
+        short = [
+            struct.Struct(f"{gap}x".join(word * number)).unpack_from
+            for number in range((SHORT + gap) // step + 1)
+        ]
+        cuts = [short[(size + gap) // step] for size in range(SHORT)]
+        self.search: Search = (
+            self.words.keys().isdisjoint,
+            (*cuts, self._cut_long),
+        )
 
     def add(self, key: bytes, login: Login) -> None:
         """Find a login by this piece of its password."""
@@ -82,35 +106,28 @@ class Index:
         entry.version += 1
         self._entries[key] = entry
         for word in self._words_of(key):
-            _count(self._words, word)
+            _count(self.words, word)
 
     def remove(self, key: bytes, login: Login) -> None:
         """Undo one :meth:`add`."""
         for word in self._words_of(key):
-            _uncount(self._words, word)
+            _uncount(self.words, word)
         entry = self._entries[key]
         _uncount(entry.logins, login)
         entry.version += 1
         if not entry.logins:
             del self._entries[key]
 
-    def may_be_in(self, data: bytes) -> bool:
-        """False: a text, in UTF-8, holds no key.  True: perhaps."""
-        words = self._words
-        if not words:
-            return False
-        return not words.keys().isdisjoint(self._cut(data))
-
     def spans(self, data: bytes) -> Iterator[Span]:
         """Find where the passwords stand in a text, in UTF-8."""
-        words = self._cut(data)
-        if self._words.keys().isdisjoint(words):
+        words = self._cut_long(data)
+        if self.words.keys().isdisjoint(words):
             return
         for index, word in enumerate(words):
-            if word not in self._words:
+            if word not in self.words:
                 continue
-            last = index * self._word
-            for start in range(max(0, last - self._word + 1), last + 1):
+            last = index * self._step
+            for start in range(max(0, last - self._step + 1), last + 1):
                 key = data[start : start + self.key_length]
                 entry = self._entries.get(key)
                 if entry is None:
@@ -121,14 +138,17 @@ class Index:
                     if first >= 0 and data[first : first + length] in forms:
                         yield first, first + length
 
-    def _cut(self, data: bytes) -> array.array[int]:
-        return array.array(self._type, data[: len(data) & -self._word])
+    def _cut_long(self, data: bytes) -> Sequence[int]:
+        end = len(data) // self._size * self._size
+        return array.array(self._type, data[:end])[:: self._step // self._size]
 
-    def _words_of(self, key: bytes) -> array.array[int]:
+    def _words_of(self, key: bytes) -> Sequence[int]:
         """Return the words of which any text with the key has one."""
-        size = self._word
-        starts = range(size)
-        return self._cut(b"".join([key[at : at + size] for at in starts]))
+        size = self._size
+        return array.array(
+            self._type,
+            b"".join([key[at : at + size] for at in range(self._step)]),
+        )
 
 
 def _count(counts: dict[_Counted, int], key: _Counted) -> None:

@@ -11,12 +11,12 @@ import collections
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Self
 from urllib.parse import unquote
 
 from cellmw.redaction import spellings, urls
-from cellmw.redaction.index import Index
+from cellmw.redaction.index import SHORT, Index, Search
 from cellmw.redaction.secret import Secret
 
 _LOG = logging.getLogger(__name__)
@@ -73,11 +73,13 @@ class Secrets:
     def __init__(self) -> None:
         #: called without arguments at each hold
         self.on_hold: Callable[[], object] = bool
+        #: another number after each value that becomes known
+        self.version = 0
         self._held: dict[Secret, tuple[int, _Needles]] = {}
-        # Keys of 16 bytes stand in few texts; where all passwords have one,
-        # nothing is searched for keys of 8.
-        self._long = Index("Q")
-        self._short = Index("I")
+        # Long keys stand in few texts, and few words of a text are looked up
+        # for them.  Each password is found by the longest that it has.
+        self._indexes = (Index("Q", 16), Index("Q", 8), Index("I", 4))
+        self._used: tuple[Search, ...] = ()
         self._dropped: collections.deque[tuple[Secret, ...]] = (
             collections.deque()
         )
@@ -112,12 +114,16 @@ class Secrets:
     def may_show(self, text: str) -> bool:
         """False: the text holds no known value.  True: perhaps."""
         data = text.encode("utf-8", "surrogatepass")
-        return self._long.may_be_in(data) or self._short.may_be_in(data)
+        for holds_none_of, cuts in self._used:
+            cut = cuts[len(data)] if len(data) < SHORT else cuts[-1]
+            if not holds_none_of(cut(data)):
+                return True
+        return False
 
     def spans(self, text: str) -> list[urls.Span]:
         """Find where known values stand in a text."""
         data = text.encode("utf-8", "surrogatepass")
-        found = [*self._long.spans(data), *self._short.spans(data)]
+        found = [span for index in self._indexes for span in index.spans(data)]
         if len(data) == len(text) or not found:
             return found
         return _in_characters(data, found)
@@ -153,6 +159,8 @@ class Secrets:
         if not count:
             for index, key, login in needles.keys:
                 index.add(key, login)
+            self._used = tuple([i.search for i in self._indexes if i.words])
+            self.version += 1
         # Last, and first in _leave: what a fork cuts short counts as not
         # known, and the next hold adds it once more.
         self._held[url] = (count + 1, needles)
@@ -165,22 +173,29 @@ class Secrets:
             del self._held[url]
             for index, key, login in needles.keys:
                 index.remove(key, login)
+            self._used = tuple([i.search for i in self._indexes if i.words])
 
     def _needles_of(self, url: str) -> _Needles:
         reading = urls.read(url)
-        keys: list[tuple[Index, bytes, urls.Login]] = []
-        for login in urls.with_ports(reading.logins):
-            key = spellings.common_key(login, self._long.key_length)
-            if key is not None:
-                keys.append((self._long, key, login))
-                continue
-            found = spellings.keys(login, self._short.key_length)
-            keys += [(self._short, key, login) for key in found]
+        keys = [
+            (index, key, login)
+            for login in urls.with_ports(reading.logins)
+            for index, key in self._keys_of(login)
+        ]
         lengths = [len(unquote(login.password)) for login in reading.logins]
         # Of several readings the longest is taken: the others are parts of it.
         shortest = min if reading.is_certain else max
         has_short = bool(lengths) and shortest(lengths) < spellings.MIN_LENGTH
         return _Needles(tuple(keys), has_short)
+
+    def _keys_of(self, login: urls.Login) -> Iterator[tuple[Index, bytes]]:
+        for index in self._indexes:
+            key = spellings.common_key(login, index.key_length)
+            if key is not None:
+                yield index, key
+                return
+        for form in spellings.forms_of(login):
+            yield index, form[: index.key_length]
 
     def _lock(self) -> threading.Lock:
         # One for each process: a fork may have copied it locked.

@@ -22,9 +22,12 @@ from cellmw.redaction import exposure
 from cellmw.redaction.arguments import (
     NUMBERS,
     Formatted,
+    Tidy,
     are_plain,
     clean,
     clean_args,
+    is_harmless,
+    values_of,
 )
 from cellmw.redaction.copies import safe_copy
 from cellmw.redaction.known import KNOWN
@@ -47,31 +50,37 @@ def install(loggers: Iterable[str] = (), left_out: Iterable[str] = ()) -> None:
     :param left_out: loggers that are not scrubbed, with all below them
     """
     _scopes.add((frozenset(loggers), frozenset(left_out)))
-    _is_scrubbed.cache_clear()
+    _scope_of.cache_clear()
     KNOWN.on_hold = _ensure
     _ensure()
     _guard(logging.Handler, "handleError", _report)
 
 
 _scopes: set[tuple[frozenset[str], frozenset[str]]] = set()
+# What a logger's records are: left alone, scrubbed, or scrubbed and kept on
+# one line.
+_ALONE, _SCRUBBED, _OURS = range(3)
 
 
 @functools.lru_cache(maxsize=4096)
-def _is_scrubbed(name: object) -> bool:
-    """Say whether any scope covers a logger."""
+def _scope_of(name: object) -> int:
+    """Say how the records of a logger are treated."""
     parts = f"{name}".split(".")
     names = {".".join(parts[: end + 1]) for end in range(len(parts))}
-    return "cellmw" in names or any(
+    if "cellmw" in names:
+        return _OURS
+    is_scrubbed = any(
         (not loggers or names & loggers) and not names & left_out
         for loggers, left_out in list(_scopes)
     )
+    return _SCRUBBED if is_scrubbed else _ALONE
 
 
 def _ensure() -> None:
     """Put ours back in front of a factory that another library has set."""
     current = logging.getLogRecordFactory()
-    if not isinstance(current, _Scrubbing):
-        logging.setLogRecordFactory(_Scrubbing(current))
+    if not hasattr(current, "_cellmw_guard"):
+        logging.setLogRecordFactory(_in_front_of(current))
     _guard(
         sys.modules.get("oslo_log.formatters"),
         "_get_error_summary",
@@ -79,19 +88,22 @@ def _ensure() -> None:
     )
 
 
-class _Scrubbing:
-    """The log record factory, in front of another one."""
+def _in_front_of(previous: _Factory) -> _Factory:
+    """Return a log record factory that scrubs what another one makes."""
 
-    def __init__(self, previous: _Factory) -> None:
-        self._previous = previous
-
-    def __call__(self, *args: Any, **kwargs: Any) -> logging.LogRecord:
-        record = self._previous(*args, **kwargs)
+    def scrubbing(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = previous(*args, **kwargs)
         try:
-            if not _is_scrubbed(record.name):
+            scope = _scope_of(record.name)
+            if scope == _ALONE:
                 return record
-            if not _is_plain_and_clean(record):
-                _clean_message(record)
+            shown = _plain_text_of(record, scope)
+            if (
+                shown is None
+                or not is_clean(shown)
+                or (scope == _OURS and not shown.isprintable())
+            ):
+                _clean_message(record, scope)
             if record.exc_info:
                 _clean_exception(record)
             if record.exc_text or record.stack_info:
@@ -100,33 +112,8 @@ class _Scrubbing:
             _withhold(record, error)
         return record
 
-
-def _is_plain_and_clean(record: logging.LogRecord) -> bool:
-    """Say whether a quick look shows that the message can stay as it is."""
-    shown, args = record.msg, record.args
-    if type(shown) is not str:
-        return False
-    if args:
-        # What such a format puts together may be more than its parts are.
-        if "://" in shown or "s%" in shown:
-            return False
-        texts = [shown]
-        values: Any = args
-        if type(args) is dict:
-            # A format may show the whole dictionary.
-            values = [*args, *args.values()]
-        for arg in values:
-            if type(arg) is str:
-                texts.append(arg)
-            elif type(arg) not in NUMBERS:
-                return False
-        shown = " ".join(texts)
-    return is_clean(shown) and (shown.isprintable() or not _is_ours(record))
-
-
-def _is_ours(record: logging.LogRecord) -> bool:
-    # makeLogRecord() fills in the name, and all else, later.
-    return f"{record.name}.".startswith("cellmw.")
+    scrubbing._cellmw_guard = True  # type: ignore[attr-defined]  # a mark
+    return scrubbing
 
 
 def _withhold(record: logging.LogRecord, error: Exception) -> None:
@@ -139,17 +126,63 @@ def _scrub_line(text: str) -> str:
     return escape(scrub(text))
 
 
-def _clean_message(record: logging.LogRecord) -> None:
-    tidy = _scrub_line if _is_ours(record) else scrub
+def _plain_text_of(record: logging.LogRecord, scope: int) -> str | None:
+    """Return all that is shown of a message that needs no close look.
+
+    None where the format was not looked at yet or may put a secret together,
+    and where the code of an object makes a text.
+    """
+    message, args = record.msg, record.args
+    if type(message) is not str:
+        return None
+    value: Any
+    if not args:
+        return message
+    if _formats[scope].get(message) != KNOWN.version:
+        return None
+    texts = []
+    for value in args if type(args) is tuple else values_of(args):
+        kind: Any = type(value)
+        if kind is str:
+            texts.append(value)
+        elif kind not in NUMBERS and not is_harmless(kind):
+            return None
+    return " ".join(texts)
+
+
+def _clean_message(record: logging.LogRecord, scope: int) -> None:
+    tidy = _scrub_line if scope == _OURS else scrub
     message, args = record.msg, record.args
     if not args or type(message) is not str:
         record.msg = clean(message, tidy)
-        record.args = clean_args(args, tidy)
+        if args:
+            record.args = clean_args(args, tidy)
         return
     record.args = clean_args(args, tidy)
+    if _formats[scope].get(message) != KNOWN.version:
+        _clean_format(record, args, scope, tidy)
+
+
+# By scope: formats that show nothing and put nothing together, each with the
+# version of the known values that it was searched for.
+_formats: tuple[dict[str, int], ...] = ({}, {}, {})
+_MOST_FORMATS = 2000
+
+
+def _clean_format(
+    record: logging.LogRecord, args: Any, scope: int, tidy: Tidy
+) -> None:
+    """Scrub the text that a format puts together, if that may be needed."""
+    message, version = record.msg, KNOWN.version
+    is_clean = tidy(message) == message
+    # What such a format puts together may be more than its parts are.
+    if is_clean and "://" not in message and "s%" not in message:
+        if len(_formats[scope]) >= _MOST_FORMATS:
+            _formats[scope].clear()
+        _formats[scope][message] = version
+        return
     if not are_plain(args):
-        if tidy(message) is not message:
-            record.msg, record.args = Formatted(message, args, tidy), ()
+        record.msg, record.args = Formatted(message, args, tidy), ()
         return
     try:
         shown = message % args
@@ -157,11 +190,7 @@ def _clean_message(record: logging.LogRecord) -> None:
         # The handler will say so, and show both.
         record.msg = tidy(message)
         return
-    try:
-        again = message % record.args
-    except Exception:
-        again = ""
-    if not again or tidy(again) != again:
+    if tidy(shown) != shown:
         record.msg, record.args = tidy(shown), ()
 
 

@@ -29,14 +29,6 @@ def common_key(login: urls.Login, length: int) -> bytes | None:
     return None
 
 
-def keys(login: urls.Login, length: int) -> set[bytes]:
-    """Return pieces of this length, one of which each form holds."""
-    key = common_key(login, length)
-    if key is not None:
-        return {key}
-    return {form[:length] for form in forms_of(login)}
-
-
 def forms_of(login: urls.Login) -> set[bytes]:
     """Return the forms of a password, as bytes that a text is searched for.
 

@@ -14,9 +14,10 @@ LIMIT = 2**20
 # What is looked at beyond, for a secret that begins before the limit.
 _BEYOND = 2**13
 
-# A URL of a host, a port and a path: there is nothing to hide.
-_bare_url = re.compile(
-    r"://[\w.\-]*+(?::[0-9]{1,5}+)?(?:/[\w./\-]*+)?(?=[\s'\"]|\Z)"
+# A URL that is more than a host, a port and a path: there may be something to
+# hide.
+_odd_url = re.compile(
+    r"://[A-Za-z0-9_.\-]*+(?::[0-9]{1,5}+)?+(?:/[A-Za-z0-9_./\-]*+)?+[^\s'\"]"
 )
 
 # C0, C1, line and paragraph separators, what changes the direction of the
@@ -41,9 +42,9 @@ def scrub(text: str) -> str:
     try:
         if type(text) is not str:
             text = str(text)
-        if len(text) > LIMIT:
-            return _scrub_long(text)
-        return text if is_clean(text) else _scrub(text)
+        if is_clean(text):
+            return text
+        return _scrub_long(text) if len(text) > LIMIT else _scrub(text)
     except Exception:
         # Better to lose a text than what it may hold.
         return urls.HIDDEN
@@ -68,7 +69,7 @@ def scrub_data(data: Any) -> Any:
 
 def is_clean(text: str) -> bool:
     """False: a quick look finds something to hide, perhaps."""
-    if "://" in text and len(_bare_url.findall(text)) < text.count("://"):
+    if "://" in text and _odd_url.search(text):
         return False
     return len(text) <= LIMIT and not KNOWN.may_show(text)
 

@@ -25,13 +25,13 @@ from cellmw.redaction.copies import bare_copy
 from tests import odd_urls
 
 PASSWORD = "hunter-two"
-_FACTORY = records._Scrubbing(logging.LogRecord)  # what install() puts in
+_FACTORY = records._in_front_of(logging.LogRecord)  # what install() puts in
 
 
 @pytest.fixture(autouse=True)
 def _known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(records, "_scopes", {(frozenset(), frozenset())})
-    records._is_scrubbed.cache_clear()
+    records._scope_of.cache_clear()
     with KNOWN.hold(Secret(f"rabbit://u:{PASSWORD}@h/")):
         yield
 

@@ -199,7 +199,7 @@ def test_what_was_dropped_leaves_nothing(secrets: Secrets) -> None:
 
 
 def _sizes(secrets: Secrets) -> dict[str, int]:
-    parts = [secrets, secrets._long, secrets._short]
+    parts = [secrets, *secrets._indexes]
     return {
         f"{part} {name}": len(value)
         for part, owner in enumerate(parts)
