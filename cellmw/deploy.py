@@ -67,15 +67,7 @@ def _load(
 ) -> Callable[[WSGIApplication], WSGIApplication]:
     _refuse_patched_process()
     _warn_of_default(global_conf, local_conf)
-    paste = dict(local_conf)
-    connection = paste.pop(options.PASTE_DATABASE_OPTION, None)
-    if isinstance(connection, str):
-        connection = redaction.Secret(connection)
-    source = {
-        name: value
-        for name in options.PASTE_SOURCE_OPTIONS
-        if (value := paste.pop(name, global_conf.get(name)))
-    }
+    paste, source, connection = divide(global_conf, local_conf)
     if oslo_config_config is None:
         # Paste gives strings only, which are refused below.
         oslo_config_config = global_conf.get("oslo_config_config")
@@ -111,6 +103,26 @@ def _load(
         return CellMW(application, found)
 
     return make_filter
+
+
+def divide(
+    global_conf: Mapping[str, Any], local_conf: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any], Any]:
+    """Take apart what Paste gives a filter.
+
+    :returns: options of ``[cellmw]``; those that say where the configuration
+        is; and the API database's URL, as a Secret where it is a string
+    """
+    paste = dict(local_conf)
+    connection = paste.pop(options.PASTE_DATABASE_OPTION, None)
+    if isinstance(connection, str):
+        connection = redaction.Secret(connection)
+    source = {
+        name: value
+        for name in options.PASTE_SOURCE_OPTIONS
+        if (value := paste.pop(name, global_conf.get(name)))
+    }
+    return paste, source, connection
 
 
 def _prepare(
@@ -151,19 +163,31 @@ def _refuse_patched_process() -> None:
 def _warn_of_default(
     global_conf: Mapping[str, Any], local_conf: Mapping[str, Any]
 ) -> None:
-    # Paste drops a line of the section whose name also stands in [DEFAULT].
-    # What the section says with "set" looks like one of [DEFAULT]'s, too.
+    for name in dropped(global_conf, local_conf):
+        LOG.warning(
+            "cellmw: paste option %(name)s is not used: it stands in "
+            "[DEFAULT], which supplies oslo_config_* only, and Paste "
+            "ignores a line of that name in the filter's section. Take "
+            "it out of [DEFAULT], or write two lines in the section: "
+            "'set %(name)s = VALUE' and 'get %(name)s = %(name)s'",
+            {"name": name},
+        )
+
+
+def dropped(
+    global_conf: Mapping[str, Any], local_conf: Mapping[str, Any]
+) -> list[str]:
+    """The options of ours that stand in Paste's ``[DEFAULT]`` in vain.
+
+    Paste drops a line of the section whose name also stands in ``[DEFAULT]``.
+    What the section says with ``set`` looks like one of ``[DEFAULT]``'s, too.
+    """
     ours = [opt.name for opt in options.OPTS]
-    for name in (*ours, options.PASTE_DATABASE_OPTION):
-        if name in global_conf and name not in local_conf:
-            LOG.warning(
-                "cellmw: paste option %(name)s is not used: it stands in "
-                "[DEFAULT], which supplies oslo_config_* only, and Paste "
-                "ignores a line of that name in the filter's section. Take "
-                "it out of [DEFAULT], or write two lines in the section: "
-                "'set %(name)s = VALUE' and 'get %(name)s = %(name)s'",
-                {"name": name},
-            )
+    return [
+        name
+        for name in (*ours, options.PASTE_DATABASE_OPTION)
+        if name in global_conf and name not in local_conf
+    ]
 
 
 def _warn_of_unknown(conf: cfg.ConfigOpts) -> None:

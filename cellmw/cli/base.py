@@ -50,30 +50,51 @@ def new_uuid() -> str:
     return str(uuid.uuid4())
 
 
+def read(sources: Sequence[str]) -> cfg.ConfigOpts:
+    """The configuration that a command's options name.
+
+    :raises ConfigurationError: a file cannot be read
+    """
+    return configuration.read(
+        sources, project="cellmw", program="cellmw-manage"
+    )
+
+
 class Configuration:
-    """The service's configuration, and the database that it leads to."""
+    """The service's configuration, and the database that it leads to.
+
+    :param conf: what :func:`read` gives, or a filter reads
+    :param settings: None: those of ``[cellmw]`` in ``conf``
+    :param connection: URL that stands in for ``[api_database] connection``
+    """
 
     def __init__(
-        self, sources: Sequence[str], *, may_make_database: bool = False
+        self,
+        conf: cfg.ConfigOpts,
+        *,
+        may_make_database: bool = False,
+        settings: options.Settings | None = None,
+        connection: Secret | None = None,
     ) -> None:
         self._may_make_database = may_make_database
-        self.conf = configuration.read(
-            sources, project="cellmw", program="cellmw-manage"
-        )
+        self.conf = conf
         oslo.prepare(self.conf)
         engines.register_options(self.conf)
-        self.settings = options.load(self.conf, {})
+        self.settings = settings or options.load(self.conf, {})
         # Read once, and here: reading may fail.
         self._base_url = _text_of(self.conf, "DEFAULT", "transport_url")
         if self._base_url is not None and oslo.base_url(self.conf) is None:
             self._base_url = None
-        connection = _text_of(self.conf, engines.GROUP, "connection")
+        connection = connection or _text_of(
+            self.conf, engines.GROUP, "connection"
+        )
         if connection is None:
             raise Failed(
                 "no API database is configured: give a --config-file with "
                 f"connection in [{engines.GROUP}] "
                 f"({configuration.tell_files_of(self.conf)})"
             )
+        self._connection = connection
         self._holds: list[redaction.Hold] = []
         self.hide(self._base_url, connection)
 
@@ -86,6 +107,7 @@ class Configuration:
         """The engine of the API database, which answers."""
         engine = engines.make_engine(
             self.conf,
+            self._connection,
             timeout=_STATEMENT_TIMEOUT,
             connect_timeout=_CONNECT_TIMEOUT,
             enforce_foreign_keys=True,
@@ -98,7 +120,9 @@ class Configuration:
 
     def _expect_an_answer(self) -> None:
         # PyMySQL waits for the server's greeting as long as for a statement.
-        engine = engines.make_engine(self.conf, timeout=_CONNECT_TIMEOUT)
+        engine = engines.make_engine(
+            self.conf, self._connection, timeout=_CONNECT_TIMEOUT
+        )
         try:
             engine.connect().close()
         finally:
@@ -262,7 +286,10 @@ class Command(CliffCommand):
             arguments.complain(self.app.stderr, problem)
             return 1
         finally:
-            self.configuration.close()
+            self._close()
+
+    def _close(self) -> None:
+        self.configuration.close()
 
     def _unknown_column(self, parsed_args: argparse.Namespace) -> str | None:
         for wanted in getattr(parsed_args, "columns", ()):
@@ -271,21 +298,25 @@ class Command(CliffCommand):
                 return str(wanted)
         return None
 
-    def _configure(self, parsed_args: argparse.Namespace) -> str | None:
-        """Read the configuration, or say why that is not possible."""
-        sources = [
+    def sources(self, parsed_args: argparse.Namespace) -> list[str]:
+        """The ``--config-file`` and ``--config-dir`` that were given."""
+        return [
             *(getattr(self.app.options, "global_sources", None) or ()),
             *(parsed_args.config_sources or ()),
         ]
+
+    def _configure(self, parsed_args: argparse.Namespace) -> str | None:
+        """Read the configuration, or say why that is not possible."""
         try:
             self.configuration = Configuration(
-                sources, may_make_database=self.may_make_database
+                read(self.sources(parsed_args)),
+                may_make_database=self.may_make_database,
             )
         except (Failed, ConfigurationError) as error:
             return str(error)
         except Exception as error:
             # Nothing of it is known to be hidden yet.
-            return _of_configuration(error)
+            return of_configuration(error)
         return None
 
     def _try(self, parsed_args: argparse.Namespace) -> str | None:
@@ -299,37 +330,43 @@ class Command(CliffCommand):
         except (db_exception.DBError, sa.exc.SQLAlchemyError) as error:
             return self.about_database(error)
         except cfg.Error as error:
-            return _of_configuration(error)
+            return of_configuration(error)
         except Exception as error:
             return f"unexpected {redaction.describe(error)}"
         return None
 
     def about_database(self, error: Exception) -> str:
         """What to say when the database could not be used."""
-        cause = _cause(error)
-        # oslo.db does not know what libpq says of a server without an answer.
-        if isinstance(error, db_exception.DBConnectionError) or (
-            cause.endswith("timeout expired")
-        ):
-            return f"the API database cannot be reached: {cause}"
-        if self._lacks_tables():
-            return (
-                "the API database has no table cell_mappings; make it with "
-                "nova-manage api_db sync, or with cellmw-manage db sync"
-            )
-        return f"the API database refuses: {cause}"
-
-    def _lacks_tables(self) -> bool:
-        if "engine" not in vars(self.configuration):
-            return False  # it has let nobody in
-        try:
-            found = sa.inspect(self.configuration.engine)
-            return not found.has_table("cell_mappings")
-        except Exception:
-            return False
+        return about_database(self.configuration, error)
 
 
-def _of_configuration(error: Exception) -> str:
+def about_database(configuration: Configuration, error: Exception) -> str:
+    """What to say when a configuration's database could not be used."""
+    cause = _cause(error)
+    # oslo.db does not know what libpq says of a server without an answer.
+    if isinstance(error, db_exception.DBConnectionError) or (
+        cause.endswith("timeout expired")
+    ):
+        return f"the API database cannot be reached: {cause}"
+    if _lacks_tables(configuration):
+        return (
+            "the API database has no table cell_mappings; make it with "
+            "nova-manage api_db sync, or with cellmw-manage db sync"
+        )
+    return f"the API database refuses: {cause}"
+
+
+def _lacks_tables(configuration: Configuration) -> bool:
+    if "engine" not in vars(configuration):
+        return False  # it has let nobody in
+    try:
+        found = sa.inspect(configuration.engine)
+        return not found.has_table("cell_mappings")
+    except Exception:
+        return False
+
+
+def of_configuration(error: Exception) -> str:
     """What to say of an error whose text may quote a value."""
     return (
         f"the configuration cannot be used ({type(error).__name__}); a $ in "

@@ -74,7 +74,7 @@ class CellCheck(base.ListCommand):
         """Give a row for each cell."""
         configuration = self.configuration
         chosen = self._chosen(parsed_args.cells)
-        attempts = _Attempts(configuration, parsed_args.timeout)
+        attempts = Attempts(configuration, parsed_args.timeout)
         rows = []
         for cell, finding, seconds in attempts.run(chosen):
             if not finding.good:
@@ -96,7 +96,12 @@ class CellCheck(base.ListCommand):
         return [base.chosen(known, name) for name in wanted] or known
 
 
-class _Attempts:
+class Attempts:
+    """Tries to connect to the brokers of cells.
+
+    :param timeout: longest wait for one broker, in seconds
+    """
+
     def __init__(
         self, configuration: base.Configuration, timeout: float
     ) -> None:

@@ -79,6 +79,10 @@ COMMANDS: dict[str, _Command] = {
         "cellmw.cli.instances:InstanceUnmap",
         "Remove the mapping of an instance.",
     ),
+    "doctor": _Command(
+        "cellmw.cli.doctor.command:Doctor",
+        "Check a service's configuration, paste file and cells.",
+    ),
     "route": _Command(
         "cellmw.cli.route:Route",
         "Explain what a request for a URL would get, and why.",

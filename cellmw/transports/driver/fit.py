@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import operator
+import re
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -20,7 +21,21 @@ import amqp.transport
 import kombu.connection
 from oslo_messaging._drivers import amqpdriver, common, impl_rabbit, pool
 
-TRIED = "oslo.messaging 18.3, kombu 5.4 to 5.7 and amqp 5.2 to 5.4"
+# First and last minor version of each library.
+_TRIED = {
+    "oslo.messaging": ((18, 3), (18, 3)),
+    "kombu": ((5, 4), (5, 7)),
+    "amqp": ((5, 2), (5, 4)),
+}
+
+
+def tried(name: str) -> str:
+    """The versions of a library that were tried, in words."""
+    first, last = (".".join(map(str, one)) for one in _TRIED[name])
+    return first if first == last else f"{first} to {last}"
+
+
+TRIED = ", ".join(f"{name} {tried(name)}" for name in _TRIED)
 
 _FACTS: tuple[tuple[object, str, str], ...] = (
     # A message takes a connection from the pool and gives it back there.
@@ -74,9 +89,17 @@ def misfits() -> list[str]:
 def installed() -> str:
     """The versions of the libraries, for a log."""
     return ", ".join(
-        f"{name} {importlib.metadata.version(name)}"
-        for name in ("oslo.messaging", "kombu", "amqp")
+        f"{name} {importlib.metadata.version(name)}" for name in _TRIED
     )
+
+
+def libraries() -> Iterator[tuple[str, str, bool]]:
+    """Each library, its installed version, and whether that was tried."""
+    for name, (first, last) in _TRIED.items():
+        version = importlib.metadata.version(name)
+        numbers = re.match(r"(\d+)\.(\d+)", version)
+        minor = tuple(map(int, numbers.groups())) if numbers else ()
+        yield name, version, first <= minor <= last
 
 
 def _names_in(module: object, name: str) -> set[str]:

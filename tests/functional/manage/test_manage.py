@@ -83,7 +83,8 @@ def parsed(text: str, how: str) -> Any:
 
 
 def test_each_command_is_tested_here() -> None:
-    assert set(COMMANDS) == set(cli.COMMANDS)
+    # What is wrong is a row of doctor's; it has a module of its own.
+    assert {*COMMANDS, "doctor"} == set(cli.COMMANDS)
 
 
 @pytest.mark.parametrize("how", LIST_FORMATS)
