@@ -25,6 +25,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"cellmw.exceptions", "cellmw.workers"}),
     frozenset({"cellmw.pipeline", "cellmw.refusals"}),
     frozenset({"cellmw.faults", "cellmw.instance_path", "cellmw.janitor"}),
+    frozenset({"cellmw.hidden_errors"}),
     frozenset({"cellmw.options", "cellmw.lenient_path"}),
     frozenset({"cellmw.configuration"}),
     # What is known of cells and instances.
@@ -48,7 +49,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"cellmw.transports.sending"}),
     frozenset({"cellmw.transports.handle"}),
     # What serves an API in other ways than by its contexts.
-    frozenset({"cellmw.hidden_errors", "cellmw.observe"}),
+    frozenset({"cellmw.observe"}),
     frozenset({"cellmw.nova"}),
     # What the requests of a process share.
     frozenset({"cellmw.rpc"}),
