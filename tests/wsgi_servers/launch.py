@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import textwrap
 import time
 from collections.abc import Iterator
@@ -192,7 +193,8 @@ SERVERS = (
         ends_requests=False,
         apache=(
             "WSGIDaemonProcess api processes=2 threads=4 "
-            "python-path={path}\nWSGIProcessGroup api\n"
+            "home={sockets} python-path={path}\nWSGIProcessGroup api\n"
+            "WSGISocketPrefix {sockets}/wsgi\n"
         ),
     ),
     Server(
@@ -235,7 +237,12 @@ class Running:
     """A server that runs until :meth:`stop`."""
 
     def __init__(
-        self, server: Server, folder: Path, paste: Path, config: Path
+        self,
+        server: Server,
+        folder: Path,
+        paste: Path,
+        config: Path,
+        sockets: Path,
     ) -> None:
         self.server = server
         self.port = servers.free_port()
@@ -250,7 +257,7 @@ class Running:
             "SERVICE_CONFIG_FILE": str(config),
         }
         if not server.needs:
-            self._configure_apache(folder)
+            self._configure_apache(folder, sockets)
         command = [
             part.replace("{port}", str(self.port)).replace(
                 "{folder}", str(folder)
@@ -270,13 +277,15 @@ class Running:
                 start_new_session=True,
             )
 
-    def _configure_apache(self, folder: Path) -> None:
+    def _configure_apache(self, folder: Path, sockets: Path) -> None:
         (folder / "apache.conf").write_text(
             _APACHE.format(
                 folder=folder,
                 port=self.port,
                 modules=_APACHE_MODULES,
-                apache=self.server.apache.format(path=_SEARCH_PATH),
+                apache=self.server.apache.format(
+                    path=_SEARCH_PATH, sockets=sockets
+                ),
             ),
             "utf-8",
         )
@@ -326,12 +335,15 @@ def running(
 ) -> Iterator[Running]:
     """Start a server; stop it at the end."""
     _require(server)
-    started = Running(server, folder, paste, config)
-    try:
-        started.wait_until_up()
-        yield started
-    finally:
-        started.stop()
+    with tempfile.TemporaryDirectory(prefix="cellmw-") as sockets:
+        # Apache runs as another user.
+        Path(sockets).chmod(0o777)
+        started = Running(server, folder, paste, config, Path(sockets))
+        try:
+            started.wait_until_up()
+            yield started
+        finally:
+            started.stop()
 
 
 def _require(server: Server) -> None:
