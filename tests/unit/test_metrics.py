@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import prometheus_client
 import pytest
+import yaml
 from prometheus_client.metrics_core import Metric
 
 from cellmw import exceptions, metrics, runtime
@@ -655,3 +657,63 @@ def test_every_metric_is_told_of_in_the_documentation() -> None:
     for name in names_of_series():
         base = re.sub(r"_(bucket|sum|count)\Z", "", name)
         assert base in text, base
+
+
+# The rules for Prometheus
+
+RULES = ROOT / "doc/source/_static/prometheus-rules.yaml"
+
+
+def alerts() -> list[dict[str, Any]]:
+    (group,) = yaml.safe_load(RULES.read_text("utf-8"))["groups"]
+    found: list[dict[str, Any]] = group["rules"]
+    return found
+
+
+def reasons_of(base: type) -> set[str]:
+    return {
+        re.sub(r"(?<!^)(?=[A-Z])", "_", one.__name__).lower()
+        for one in vars(exceptions).values()
+        if isinstance(one, type) and issubclass(one, base)
+    }
+
+
+def test_the_rules_ask_for_metrics_and_reasons_that_there_are() -> None:
+    series = names_of_series()
+    reasons = {"busy", "down"} | reasons_of(exceptions.CellMWError)
+    for alert in alerts():
+        found = set(re.findall(r"\bcellmw_\w+", alert["expr"]))
+        assert found
+        assert found <= series, alert["alert"]
+        for asked in re.findall(r'reason=~?"([^"]+)"', alert["expr"]):
+            assert set(asked.split("|")) <= reasons, alert["alert"]
+
+
+def test_each_alert_has_a_section_on_what_to_do() -> None:
+    text = (ROOT / "doc/source/how-to/incident.rst").read_text("utf-8")
+    titles = set(re.findall(r"^(Cellmw\w+)\n=+$", text, re.MULTILINE))
+    assert titles == {alert["alert"] for alert in alerts()}
+    rows = re.findall(r"^      \* - (``.*)$", text, re.MULTILINE)
+    told = set(re.findall(r"``(\w+)``", " ".join(rows)))
+    assert told - {"lookup_failed"} == reasons_of(exceptions.SendError) - {
+        "send_error"
+    }
+
+
+def test_each_alert_fires_on_what_it_is_about(tmp_path: Path) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed (Debian: prometheus)")
+    source = Path(__file__).with_name("prometheus_rules_test.yaml")
+    file = tmp_path / "test.yaml"
+    text = source.read_text("utf-8").replace("RULES", str(RULES))
+    file.write_text(text, "utf-8")
+    for command in (("check", "rules", str(RULES)), ("test", "rules", file)):
+        done = subprocess.run(
+            [promtool, *command],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
