@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.metadata
 import logging
 import os
 import shlex
@@ -70,6 +71,12 @@ def _parser() -> argparse.ArgumentParser:
             "in each, behind the pipeline of the sample paste file. Needs "
             "nothing else; what it makes is gone when it ends."
         ),
+    )
+    parser.add_argument(
+        "--version",
+        action="version",
+        version=f"{PROGRAM} {importlib.metadata.version('cellmw')}",
+        help="show the version and end",
     )
     parser.add_argument(
         "--check",

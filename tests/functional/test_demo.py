@@ -13,6 +13,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -337,6 +338,14 @@ def test_what_is_wrong_is_told_on_one_line(
     assert told_on.startswith("cellmw-demo: ")
     assert told in told_on
     assert "hidden-1" not in told_on
+
+
+def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main.main(["--version"])
+    assert ended.value.code == 0
+    version = metadata.version("cellmw")
+    assert capsys.readouterr().out == f"cellmw-demo {version}\n"
 
 
 def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:
