@@ -18,7 +18,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ OPTIONS = {
     "breaker_failures": "3",
     "breaker_reset_after": f"{RESET_AFTER:g}",
 }
+METADATA_SECRET = "of the metadata proxy"
 _ENVIRONMENT = {
     "OS_NOVA_DISABLE_EVENTLET_PATCHING": "true",
     "PYTHONWARNINGS": "ignore",
@@ -90,11 +92,12 @@ class Api:
         *,
         method: str | None = None,
         version: str | None = None,
+        more_headers: Mapping[str, str] = types.MappingProxyType({}),
         timeout: float = 60.0,
     ) -> Answer:
         """Make one request; a body is sent as JSON with POST."""
         # Links in answers name it, and the port is another each time.
-        headers = {"Host": "nova.test"}
+        headers = {"Host": "nova.test", **more_headers}
         if version:
             headers["X-OpenStack-Nova-API-Version"] = version
         data = None
@@ -327,9 +330,13 @@ class Site:
         *,
         workers: int = 1,
         filtered: bool = True,
+        service: str = "osapi_compute",
         **options: str,
     ) -> Iterator[Api]:
-        """Serve the API; ``options`` are the filter's."""
+        """Serve the API; ``options`` are the filter's.
+
+        :param service: which of Nova's WSGI applications
+        """
         folder = self.folder / servers.unique("served")
         folder.mkdir()
         self._write_conf(folder / "nova.conf", "cell0")
@@ -338,11 +345,15 @@ class Site:
         )
         with (folder / "nova.conf").open("a") as conf:
             conf.write(f"[wsgi]\napi_paste_config = {folder}/api-paste.ini\n")
+            conf.write(
+                "[neutron]\nservice_metadata_proxy = true\n"
+                f"metadata_proxy_shared_secret = {METADATA_SECRET}\n"
+            )
         port = servers.free_port()
         # Nova reads the command line as its own.
         (folder / "gunicorn.py").write_text(
             f"bind = '127.0.0.1:{port}'\n"
-            "wsgi_app = 'nova.wsgi.osapi_compute:application'\n"
+            f"wsgi_app = 'nova.wsgi.{service}:application'\n"
             "worker_class = 'gthread'\n"
             "threads = 20\n"
             f"workers = {workers}\n"
@@ -377,7 +388,7 @@ class Site:
         deadline = time.monotonic() + _STARTS_WITHIN
         while True:
             with contextlib.suppress(OSError, http.client.HTTPException):
-                if api.request("/v2.1/").status == 200:
+                if api.request("/").status in (200, 300):
                     return
             assert process.poll() is None, api.log()
             assert time.monotonic() < deadline, api.log()
@@ -386,7 +397,7 @@ class Site:
     def _write_paste(
         self, path: Path, filtered: bool, options: dict[str, str]
     ) -> None:
-        """Write Nova's own file, with our filter in both pipelines."""
+        """Write Nova's own file, with our filter in each pipeline."""
         stock = (BIN.parent / "etc/nova/api-paste.ini").read_text()
         assert stock.count(_AUTHTOKEN) == 1
         text = stock.replace(_AUTHTOKEN, "tests.nova.identity:filter_factory")
@@ -394,6 +405,11 @@ class Site:
             assert text.count("authtoken keystonecontext") == 2
             text = text.replace(
                 "authtoken keystonecontext", "authtoken keystonecontext cellmw"
+            )
+            assert text.count("http_proxy_to_wsgi metaapp") == 1
+            text = text.replace(
+                "http_proxy_to_wsgi metaapp",
+                "http_proxy_to_wsgi cellmw metaapp",
             )
             lines = [f"{name} = {value}" for name, value in options.items()]
             text += "\n".join(["[filter:cellmw]", "use = egg:cellmw", *lines])

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import hmac
+import itertools
 import re
 import uuid
 from collections.abc import Iterator
@@ -10,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.nova.site import Answer, Api, Site
+from tests.nova import identity
+from tests.nova.site import METADATA_SECRET, Answer, Api, Site
 
 UNKNOWN = str(uuid.UUID(int=0x42))
 # Of the older pipeline the microversions are none of the client's business.
@@ -135,3 +138,39 @@ def test_the_answers_are_stock_nova_s(
     assert statuses >= {200, 201, 202, 204, 400, 404, 409}
     for answer, wanted in zip(answers, stock, strict=True):
         assert answer == wanted
+
+
+# Of an instance in each cell, of none, and what the proxy would not sign.
+_METADATA = ("/", "/latest/meta-data/", "/openstack/latest/meta_data.json")
+
+
+def _metadata(api: Api, instances: list[str]) -> list[tuple[Any, ...]]:
+    """What the metadata API answers its proxy."""
+    found = []
+    for path, instance in itertools.product(_METADATA, instances):
+        signed = hmac.new(
+            METADATA_SECRET.encode(), instance.encode(), "sha256"
+        ).hexdigest()
+        for signature in (signed, "forged"):
+            answer = api.request(
+                path,
+                more_headers={
+                    "X-Instance-ID": instance,
+                    "X-Tenant-ID": identity.PROJECT,
+                    "X-Instance-ID-Signature": signature,
+                    "X-Forwarded-For": "192.0.2.7",
+                },
+            )
+            found.append((path, signature, *_normal(answer, instance)))
+    return found
+
+
+@pytest.mark.parametrize("mode", ["nova_cell_cache", "observe"])
+def test_the_metadata_answers_are_stock_nova_s(site: Site, mode: str) -> None:
+    instances = _instances(site, 0)
+    with site.api(service="metadata", filtered=False) as api:
+        stock = _metadata(api, instances)
+    with site.api(service="metadata", **MODES[mode]) as api:
+        assert _metadata(api, instances) == stock
+    # It has found the instance in its cell, and there is no Neutron to ask.
+    assert {answer[2] for answer in stock} == {200, 403, 404, 500}
