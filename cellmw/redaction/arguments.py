@@ -24,7 +24,8 @@ Tidy = Callable[[str], str]
 
 #: Their texts hold digits, and no more.
 NUMBERS = frozenset({int, float, bool, complex, type(None), Secret})
-_PLAIN = NUMBERS | {str}
+#: And texts.
+PLAIN = NUMBERS | {str}
 _HARMLESS = (
     numbers.Number,
     datetime.date,
@@ -125,7 +126,7 @@ def clean(value: Any, tidy: Tidy, around: tuple[int, ...] = ()) -> Any:
     if kind in _CONTAINERS:
         if len(around) < _DEEPEST and id(value) not in around:
             return _clean_container(value, tidy, (*around, id(value)))
-    elif _is_shown_by_c(kind) and (
+    elif is_shown_by_c(kind) and (
         not isinstance(value, BaseException) or are_plain(value.args)
     ):
         shown, written = str(value), repr(value)
@@ -146,7 +147,7 @@ def clean_args(args: Any, tidy: Tidy) -> Any:
 def are_plain(args: object) -> bool:
     """Say whether arguments are texts and numbers only."""
     values = values_of(args)
-    return len(values) <= 32 and _PLAIN.issuperset(map(type, values))
+    return len(values) <= 32 and PLAIN.issuperset(map(type, values))
 
 
 def values_of(args: object) -> Collection[Any]:
@@ -158,7 +159,7 @@ def values_of(args: object) -> Collection[Any]:
 
 def _clean_container(value: Any, tidy: Tidy, around: tuple[int, ...]) -> Any:
     members = values_of(value) if type(value) is dict else list(value)
-    if _PLAIN.issuperset(map(type, members)):
+    if PLAIN.issuperset(map(type, members)):
         # One look at all of them: most containers hold nothing.
         joined = " ".join([one for one in members if type(one) is str])
         if tidy(joined) == joined:
@@ -191,7 +192,7 @@ def _is_opened(kind: type) -> bool:
 
 
 @functools.lru_cache(maxsize=1024)
-def _is_shown_by_c(kind: type) -> bool:
+def is_shown_by_c(kind: type) -> bool:
     """Say whether the texts of such objects come from C code."""
     return issubclass(kind, (str, bytes, bytearray, BaseException)) and all(
         isinstance(method, types.WrapperDescriptorType)

@@ -18,6 +18,7 @@ from cellmw.redaction.text import describe, scrub
 from cellmw.redaction.tracebacks import bare_traceback, strip_frames
 
 _DEEPEST_GROUP = 20
+_MORE = "(more errors)"
 _TEXT = "_cellmw_text"
 
 
@@ -51,50 +52,38 @@ def made_safe(error: BaseException) -> BaseException:
 
 def bare_copy(error: BaseException) -> BaseException:
     """Return a copy of an exception, with its chain, that is safe to show."""
-    copies = _Copies()
-    copy = copies.of(error)
-    copies.link()
-    if exposure.is_clean(copy):
+    errors = exposure.chain_of(error)[: exposure.MOST_ERRORS - 1]
+    copies: dict[int, BaseException] = {}
+    for one in errors:
+        copy = _copy_of(one, copies)
+        _set(copy, "__suppress_context__", one.__suppress_context__)
+    for one in errors:
+        for name in ("__cause__", "__context__"):
+            other = getattr(one, name)
+            if other is not None:
+                linked = copies.get(id(other)) or Exception(_MORE)
+                _set(copies[id(one)], name, linked)
+    copy = copies[id(error)]
+    return copy if exposure.is_clean(copy) else Exception(describe(error))
+
+
+def _copy_of(
+    error: BaseException, copies: dict[int, BaseException], depth: int = 0
+) -> BaseException:
+    """Return the copy of one exception, made once, without its chain."""
+    copy = copies.get(id(error))
+    if copy is not None:
         return copy
-    return Exception(describe(error))
-
-
-class _Copies:
-    """The copies of the exceptions of one chain, each made once."""
-
-    def __init__(self) -> None:
-        self._made: dict[int, BaseException] = {}
-        self._originals: list[BaseException] = []
-
-    def of(self, error: BaseException, depth: int = 0) -> BaseException:
-        made = self._made.get(id(error))
-        if made is not None:
-            return made
-        if (
-            len(self._originals) >= exposure.MOST_ERRORS - 1
-            or depth > _DEEPEST_GROUP
-        ):
-            return Exception("(more errors)")
-        members = None
-        if isinstance(error, BaseExceptionGroup):
-            members = [
-                self.of(member, depth + 1) for member in error.exceptions
-            ]
-        copy = _copy_one(error, members)
-        _set(copy, "__traceback__", bare_traceback(error.__traceback__))
-        self._made[id(error)] = copy
-        self._originals.append(error)
-        return copy
-
-    def link(self) -> None:
-        # Grows while it is iterated over: a chain may be a long one.
-        for error in self._originals:
-            copy = self._made[id(error)]
-            if error.__cause__ is not None:
-                _set(copy, "__cause__", self.of(error.__cause__))
-            if error.__context__ is not None:
-                _set(copy, "__context__", self.of(error.__context__))
-            _set(copy, "__suppress_context__", error.__suppress_context__)
+    if len(copies) >= exposure.MOST_ERRORS or depth > _DEEPEST_GROUP:
+        return Exception(_MORE)
+    members = None
+    if isinstance(error, BaseExceptionGroup):
+        members = [
+            _copy_of(one, copies, depth + 1) for one in error.exceptions
+        ]
+    copy = copies[id(error)] = _copy_one(error, members)
+    _set(copy, "__traceback__", bare_traceback(error.__traceback__))
+    return copy
 
 
 # Whatever the class itself does when somebody sets something.

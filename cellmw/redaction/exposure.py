@@ -3,8 +3,8 @@
 
 A log handler shows the text of an exception, its arguments and its notes, the
 same of its chain and of the members of groups, and, as error trackers do, its
-attributes and the variables of its frames.  A :class:`Look` collects all that
-as text.  It reads what stands in an object itself, and calls no property,
+attributes and the variables of its frames.  This module collects all that as
+texts.  It reads what stands in an object itself, and calls no property,
 descriptor or iterator of somebody else's.  It calls ``repr`` of an object only
 where that belongs to a library that holds credentials, or where an attribute
 of the object is secret and the question is whether ``repr`` shows it.
@@ -18,11 +18,11 @@ import inspect
 import itertools
 import sys
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cellmw.redaction import text
-from cellmw.redaction.arguments import NUMBERS
+from cellmw.redaction.arguments import NUMBERS, PLAIN, is_shown_by_c
 
 #: Most exceptions and frames that are looked at; what has more is replaced.
 MOST_ERRORS = 500
@@ -37,28 +37,26 @@ _REFERENCES_OF_SNAPSHOT = 3
 
 # Packages whose objects may show a credential by their repr.
 _LIBRARIES = frozenset(
-    {
-        "MySQLdb",
-        "amqp",
-        "cellmw",
-        "kombu",
-        "oslo_db",
-        "oslo_messaging",
-        "pg8000",
-        "psycopg",
-        "psycopg2",
-        "pymysql",
-        "sqlalchemy",
-    }
+    (
+        *("MySQLdb", "amqp", "cellmw", "kombu", "oslo_db", "oslo_messaging"),
+        *("pg8000", "psycopg", "psycopg2", "pymysql", "sqlalchemy"),
+    )
 )
 # Those of C and of ``__slots__``.
 _DESCRIPTORS = (types.MemberDescriptorType, types.GetSetDescriptorType)
+_CONTAINERS = (list, tuple, set, frozenset)
 _TELL_NOTHING = (
     type,
     types.ModuleType,
     types.FunctionType,
     types.BuiltinFunctionType,
 )
+# Read past what a class makes of these names.
+_args_of = vars(BaseException)["args"].__get__
+_cause_of = vars(BaseException)["__cause__"].__get__
+_context_of = vars(BaseException)["__context__"].__get__
+_traceback_of = vars(BaseException)["__traceback__"].__get__
+_members_of = vars(BaseExceptionGroup)["exceptions"].__get__
 
 
 def is_clean(
@@ -68,17 +66,68 @@ def is_clean(
 
     :param traceback: another one that the handler gets with it
     """
-    look = Look()
-    look.at_traceback(traceback)
-    look.at_error(error)
-    return look.is_clean()
+    texts: list[str] = []
+    values: list[Any] = []
+    errors = chain_of(error)
+    for one in errors:
+        _add_values_of(one, values, texts)
+        own = _traceback_of(one)
+        add_variables_of(own, values)
+        if traceback is own:
+            traceback = None
+    if traceback is not None:
+        add_variables_of(traceback, values)
+    return len(errors) <= MOST_ERRORS and _are_clean(values, texts)
 
 
 def shows_nothing(value: object) -> bool:
     """Say whether an attribute of an exception can be shown."""
-    look = Look()
-    look.at(value)
-    return look.is_clean()
+    return _are_clean([value], [])
+
+
+def chain_of(error: BaseException) -> list[BaseException]:
+    """Return an exception, its chain and the members of groups.
+
+    Ends behind :data:`MOST_ERRORS`.
+    """
+    waiting = [_cause_of(error), _context_of(error)]
+    if waiting == [None, None] and not isinstance(error, BaseExceptionGroup):
+        return [error]
+    found: dict[int, BaseException] = {}
+    waiting = [error]
+    while waiting and len(found) <= MOST_ERRORS:
+        one = waiting.pop()
+        if one is None or id(one) in found:
+            continue
+        found[id(one)] = one
+        waiting += (_cause_of(one), _context_of(one))
+        if isinstance(one, BaseExceptionGroup):
+            waiting += _members_of(one)
+    return list(found.values())
+
+
+def add_variables_of(
+    traceback: types.TracebackType | None, values: list[Any]
+) -> None:
+    """Collect the values of the variables of a traceback's frames."""
+    left = MOST_FRAMES
+    while traceback is not None:
+        frame = traceback.tb_frame
+        variables = frame.f_locals
+        if variables:
+            values += variables.values()
+            if frame.f_code.co_flags & inspect.CO_OPTIMIZED and (
+                type(variables) is dict
+                and sys.getrefcount(variables) == _REFERENCES_OF_SNAPSHOT
+            ):
+                # A snapshot that would keep alive what the frame lets go.
+                # The function itself may hold the same one, from locals().
+                variables.clear()
+        traceback = traceback.tb_next
+        left -= 1
+        if not left and traceback is not None:
+            values.append(_TOO_MUCH)
+            return
 
 
 def attributes(error: BaseException) -> Iterator[tuple[str, Any, Any]]:
@@ -95,122 +144,110 @@ def attributes(error: BaseException) -> Iterator[tuple[str, Any, Any]]:
             yield name, descriptor.__get__(error), descriptor
 
 
-class Look:
-    """The texts that handlers could show."""
+class _TooMuchError(Exception):
+    """There is more than is looked at."""
 
-    def __init__(self) -> None:
-        self._texts: list[str] = []
-        self._left = _MOST_VALUES
-        self._frames_left = MOST_FRAMES
-        self._waiting: list[BaseException] = []
-        self._errors: set[int] = set()
-        # With the depth at which it was seen.  Kept alive, so that no other
-        # object gets the same id.
-        self._seen: dict[int, tuple[int, object]] = {}
 
-    def is_clean(self) -> bool:
-        """Say whether nothing of what was looked at is secret."""
-        if min(self._left, self._frames_left) < 0:
-            return False
-        joined = "\n".join(self._texts)
-        return text.scrub(joined) is joined
+_TOO_MUCH = object()
 
-    def at_error(self, error: BaseException) -> None:
-        """Look at an exception, its chain and the members of groups."""
-        self._await(error)
-        while self._waiting:
-            one = self._waiting.pop()
-            self._at_one(one)
-            self.at_traceback(_get(one, "__traceback__"))
-            self._await(_get(one, "__cause__"))
-            self._await(_get(one, "__context__"))
-            if isinstance(one, BaseExceptionGroup):
-                for member in _members_of(one):
-                    self._await(member)
 
-    def at_traceback(self, traceback: types.TracebackType | None) -> None:
-        """Look at the variables of the frames of a traceback."""
-        while traceback is not None and self._frames_left >= 0:
-            self._frames_left -= 1
-            self._at_variables(traceback.tb_frame)
-            traceback = traceback.tb_next
-
-    def at(self, value: Any, depth: int = 0) -> None:
-        """Look at one value, and again only if it stands less deep."""
+def _are_clean(values: list[Any], texts: list[str]) -> bool:
+    """Say whether values, and what these hold, show nothing."""
+    odd = []
+    for value in values:
         kind: Any = type(value)
-        if kind in NUMBERS or self._was_seen(value, depth):
-            return
-        if isinstance(value, str):
-            self._texts.append(str.__str__(value))
-        elif isinstance(value, (bytes, bytearray)):
-            self._texts.append(value.decode("utf-8", "replace"))
-        elif isinstance(value, (list, tuple, set, frozenset, dict)):
-            if depth < _DEEPEST:
-                self._at_all(_items(value), depth + 1)
-        elif isinstance(value, BaseException):
-            if depth < _DEEPEST:
-                self._at_one(value, depth + 1)
-        elif not isinstance(value, _TELL_NOTHING):
-            self._at_object(value, kind)
+        if kind is str:
+            texts.append(value)
+        elif kind not in NUMBERS:
+            odd.append(value)
+    if odd and not _look_into(odd, texts):
+        return False
+    joined = "\n".join(texts)
+    return text.is_clean(joined) or text.scrub(joined) is joined
 
-    def _was_seen(self, value: Any, depth: int) -> bool:
-        seen = self._seen.get(id(value))
-        if seen is not None and seen[0] <= depth:
-            return True
-        self._seen[id(value)] = depth, value
-        self._left -= 1
-        return self._left < 0
 
-    def _await(self, error: BaseException | None) -> None:
-        if error is None or id(error) in self._errors:
-            return
-        self._errors.add(id(error))
-        if len(self._errors) > MOST_ERRORS:
-            self._left = -1
+def _look_into(values: list[Any], texts: list[str]) -> bool:
+    """Collect the texts of values, of what these hold, and so on.
+
+    :returns: False if there is more than is looked at
+    """
+    seen: dict[int, Any] = {}
+    try:
+        for _ in range(_DEEPEST + 1):
+            values = _look_at(values, texts, seen)
+    except (_TooMuchError, RuntimeError):
+        # The latter where another thread changes a container meanwhile.
+        return False
+    return True
+
+
+def _look_at(
+    values: list[Any], texts: list[str], seen: dict[int, Any]
+) -> list[Any]:
+    """Collect the texts of some values.
+
+    :param seen: those that were looked at, which keeps them alive
+    :returns: the values that these hold
+    """
+    held: list[Any] = []
+    for value in values:
+        kind: Any = type(value)
+        if kind is str:
+            texts.append(value)
+        elif kind in NUMBERS or id(value) in seen:
+            continue
         else:
-            self._waiting.append(error)
+            seen[id(value)] = value
+            if value is _TOO_MUCH or len(seen) + len(texts) > _MOST_VALUES:
+                raise _TooMuchError
+            if isinstance(value, str):
+                texts.append(str.__str__(value))
+            elif isinstance(value, (bytes, bytearray)):
+                texts.append(value.decode("utf-8", "replace"))
+            elif isinstance(value, (*_CONTAINERS, dict)):
+                held += _items(value)
+            elif isinstance(value, BaseException):
+                _add_values_of(value, held, texts)
+            elif not isinstance(value, _TELL_NOTHING):
+                _look_at_object(value, kind, texts)
+    return held
 
-    def _at_one(self, error: BaseException, depth: int = 0) -> None:
+
+def _add_values_of(
+    error: BaseException, values: list[Any], texts: list[str]
+) -> None:
+    """Collect what an exception holds, and its text."""
+    kind: Any = type(error)
+    is_by_c, dictionary, members = _nature_of(kind)
+    args = _args_of(error)
+    if not is_by_c or not PLAIN.issuperset(map(type, args)):
         # What fails here fails in a handler as well.
         with contextlib.suppress(Exception):
-            self._texts.append(str.__str__(str(error)))
-        self._at_all(_get(error, "args"), depth)
-        self._at_all((value for _, value, _ in attributes(error)), depth)
+            texts.append(str.__str__(str(error)))
+    values += args
+    values += dictionary.__get__(error).values()
+    if members:
+        values += [value for _, value, _ in attributes(error)]
 
-    def _at_all(self, values: Iterable[Any], depth: int) -> None:
-        try:
-            for value in itertools.islice(values, _MOST_MEMBERS):
-                self.at(value, depth)
-        except RuntimeError:
-            # Another thread changes the container at this moment.
-            self._left = -1
 
-    def _at_object(self, value: Any, kind: Any) -> None:
-        if _is_configuration(kind):
-            # Error trackers open it, and find every connection string.
-            self._left = -1
-        if kind.__repr__ is object.__repr__:
+@functools.lru_cache(maxsize=1024)
+def _nature_of(kind: Any) -> tuple[bool, Any, bool]:
+    """Say whether C makes an exception's text, and where its values are."""
+    return is_shown_by_c(kind), _dictionary_of(kind), bool(_members(kind))
+
+
+def _look_at_object(value: Any, kind: Any, texts: list[str]) -> None:
+    if _is_configuration(kind):
+        # Error trackers open it, and find every connection string.
+        raise _TooMuchError
+    if kind.__repr__ is object.__repr__:
+        return
+    if not _is_of_library(kind):
+        own = _dictionary(value).values()
+        if text.is_clean("\n".join([one for one in own if type(one) is str])):
             return
-        if not _is_of_library(kind):
-            look = Look()
-            for one in _dictionary(value).values():
-                if isinstance(one, str):
-                    look.at(one)
-            if look.is_clean():
-                return
-        with contextlib.suppress(Exception):
-            self._texts.append(str.__str__(repr(value)))
-
-    def _at_variables(self, frame: types.FrameType) -> None:
-        variables = frame.f_locals
-        self._at_all(list(variables.values()), 0)
-        if frame.f_code.co_flags & inspect.CO_OPTIMIZED and (
-            type(variables) is dict
-            and sys.getrefcount(variables) == _REFERENCES_OF_SNAPSHOT
-        ):
-            # A snapshot that would keep alive what the frame lets go.  The
-            # function itself may hold the same one, from locals().
-            variables.clear()
+    with contextlib.suppress(Exception):
+        texts.append(str.__str__(repr(value)))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -228,26 +265,13 @@ def _is_configuration(kind: type) -> bool:
     )
 
 
-def _get(error: BaseException, name: str) -> Any:
-    """Read one of the built-in attributes, whatever the class makes of it."""
-    return vars(BaseException)[name].__get__(error)
-
-
-def _members_of(group: BaseExceptionGroup[Any]) -> tuple[BaseException, ...]:
-    found: tuple[BaseException, ...] = vars(BaseExceptionGroup)[
-        "exceptions"
-    ].__get__(group)
-    return found
-
-
-def _items(value: Any) -> Iterator[Any]:
-    kinds: tuple[Any, ...] = (list, tuple, set, frozenset)
-    for kind in kinds:
+def _items(value: Any) -> list[Any]:
+    kind: Any
+    for kind in _CONTAINERS:
         if isinstance(value, kind):
-            found: Iterator[Any] = kind.__iter__(value)
-            return found
+            return list(itertools.islice(kind.__iter__(value), _MOST_MEMBERS))
     pairs = itertools.islice(dict.items(value), _MOST_MEMBERS)
-    return itertools.chain.from_iterable(list(pairs))
+    return list(itertools.chain.from_iterable(pairs))
 
 
 def _dictionary(value: object) -> dict[str, Any]:
