@@ -67,7 +67,7 @@ class RPCNotInitialized(CellMWError, oslo_messaging.MessagingException):
 
 
 class SendError(CellMWError, oslo_messaging.MessagingException):
-    """A message was not sent, or perhaps not sent.
+    """A message was not sent, or may not have been.
 
     :ivar cell_uuid: UUID of the cell that it was for, None where unknown
     :ivar cell_name: name of that cell, where it has one
@@ -117,7 +117,7 @@ class SendError(CellMWError, oslo_messaging.MessagingException):
 
 
 class CellUnavailable(SendError):
-    """The cell's broker cannot be reached, or is taken as down."""
+    """The cell's broker cannot be reached, or is marked down."""
 
     summary = "not delivered, the cell cannot be reached"
     is_temporary = True
@@ -139,7 +139,7 @@ class DeliveryUncertain(
 class CellBusy(SendError):
     """A limit of this process is reached; the broker was not asked."""
 
-    summary = "not delivered, too much is under way"
+    summary = "not delivered, a limit of this process is reached"
     is_temporary = True
 
 
@@ -226,16 +226,16 @@ class AmbiguousPath(SendError):
     """
 
     summary = (
-        "not delivered, the request's path may name an instance, but not "
-        "as instance_path_patterns have it"
+        "not delivered, the request's path may name an instance, but does "
+        "not match instance_path_patterns"
     )
 
 
 class InvalidMessage(SendError, ValueError):
-    """The message cannot be sent as it is, to no cell.
+    """The message as it is cannot be sent to any cell.
 
-    Its timeout is no time, it is too large for the broker, its exchange is
-    there with another type.  That is the application's mistake; it says
+    Its timeout is not a time, it is too large for the broker, or its exchange
+    exists with another type.  That is the application's mistake; it says
     nothing about the cell.
     """
 

@@ -49,7 +49,7 @@ def _look() -> pluginbase.HealthcheckResult:
     processes = list(_processes())
     if not processes:
         return pluginbase.HealthcheckResult(
-            available=True, reason="cellmw: nothing was asked for yet"
+            available=True, reason="cellmw: no requests served yet"
         )
     healthy = True
     down: dict[str, GuardStats] = {}
@@ -90,5 +90,5 @@ def _details(down: Iterable[GuardStats], stuck: int) -> str:
         f"next trial in {stats.retry_after:.0f} seconds"
         for stats in down
     ]
-    lines.append(f"threads that do not come back from a broker: {stuck}")
+    lines.append(f"threads stuck at brokers: {stuck}")
     return "\n".join(lines)

@@ -58,7 +58,8 @@ class Janitor:
                     chore()
                 except Exception as error:
                     LOG.error(
-                        "Tidying up failed: %s", redaction.describe(error)
+                        "Background maintenance failed: %s",
+                        redaction.describe(error),
                     )
 
     def wake(self) -> None:

@@ -262,7 +262,7 @@ OPTS: list[cfg.Opt] = [
         type=_Seconds(),
         default=30.0,
         help="Seconds before one trial message is let through to a cell "
-        "that is taken as down.",
+        "that is marked down.",
     ),
     cfg.StrOpt(
         "mode",

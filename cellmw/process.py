@@ -257,8 +257,8 @@ class Process:
         self.workers.close()
         if leased or hanging:
             LOG.warning(
-                "Shut down with %d transports still in use and %d whose "
-                "closing has not ended",
+                "Shut down with %d transports still in use and %d still "
+                "closing",
                 leased,
                 hanging,
             )

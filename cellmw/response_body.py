@@ -132,9 +132,9 @@ class _Body:
         handle = self._handle
         if handle is not None and handle.abandon():
             LOG.warning(
-                "A response was neither closed by the server nor by what "
-                "stands in front of this filter (PEP 3333 wants close() to "
-                "be called); %r was held until now.",
+                "Nobody closed a response: neither the server nor a filter "
+                "in front of this one called close(), as PEP 3333 requires. "
+                "%r was held until now.",
                 handle,
             )
 

@@ -183,13 +183,13 @@ class Directory:
         # Entries of instances above this hold until then at least.
         self._lasting = 0
         self._cells_outage = Outage(
-            "which cells there are",
-            "those known are used until it can be",
+            "cell mappings",
+            "the known cells stay in use",
             clock,
         )
         self._instances_outage = Outage(
-            "where an instance is",
-            "requests for instances not remembered fail until it can be",
+            "instance mappings",
+            "requests for instances that are not remembered fail",
             clock,
             quiet=_QUIET,
         )
@@ -546,7 +546,7 @@ class Directory:
         try:
             self._on_refresh(self._snapshot.cells)
         except Exception as error:
-            LOG.error("Handing on new cell mappings: %s", describe(error))
+            LOG.error("Applying new cell mappings failed: %s", describe(error))
 
     def _install(
         self, question: Question, mappings: list[CellMapping]

@@ -286,10 +286,10 @@ def _tell_once(driver: str) -> None:
         return
     _without_limits.add(driver)
     LOG.warning(
-        "No time limits are known for the database driver %s. Requests wait "
-        "for lookup_timeout as ever, but a thread that waits for a server "
-        "that hangs comes back only when the driver gives up; use a driver "
-        "from the list in the documentation to bound that",
+        "No time limits are known for the database driver %s. Requests "
+        "still wait no longer than lookup_timeout, but a thread that waits "
+        "for a hung server returns only when the driver gives up. Use a "
+        "driver that the documentation lists to bound that.",
         driver,
     )
 

@@ -105,7 +105,7 @@ class Outage:
             self._lock.release()
         if begins:
             LOG.warning(
-                "The API database could not be asked %s: %s; %s",
+                "API database unreachable (%s): %s; %s",
                 self._what,
                 cause,
                 self._meanwhile,
@@ -130,7 +130,7 @@ class Outage:
             self._lock.release()
         if ends:
             LOG.warning(
-                "The API database answers again %s, after %.0f seconds",
+                "API database reachable again (%s), after %.0f seconds",
                 self._what,
                 lasted,
             )

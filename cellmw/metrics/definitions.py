@@ -55,7 +55,7 @@ class Metrics:
             "cell_down", "Processes that take the cell as down.", "cell"
         )
         self.went_down = self._counter(
-            "cell_went_down", "How often a cell was taken as down.", "cell"
+            "cell_went_down", "How often a cell was marked down.", "cell"
         )
         self.under_way = self._gauge(
             "sends_under_way", "Messages being delivered.", "cell"

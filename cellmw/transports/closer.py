@@ -106,8 +106,8 @@ class Closer:
         self._start(closing)
         if closing.job.done and closing.transport is not None:
             LOG.warning(
-                "No thread can be started to close a transport of cell %s; "
-                "it is tried again",
+                "Could not start a thread to close a transport of cell %s; "
+                "trying again later",
                 cell_uuid,
             )
 
@@ -152,9 +152,8 @@ class Closer:
         for closing in late:
             closing.hung()
             LOG.warning(
-                "Closing a transport of cell %s has taken more than %s "
-                "seconds and goes on; its thread and its sockets stay until "
-                "it ends",
+                "Closing a transport of cell %s takes more than %s seconds; "
+                "its thread and its sockets stay until it ends",
                 closing.cell_uuid,
                 self._budget,
             )
@@ -164,7 +163,7 @@ class Closer:
                 self._start(closing)
             elif closing.told:
                 LOG.info(
-                    "Closing a transport of cell %s has ended at last",
+                    "Closing a transport of cell %s has ended after all",
                     closing.cell_uuid,
                 )
 

@@ -30,7 +30,7 @@ LOG = logging.getLogger(__name__)
 class GuardStats:
     """The state of one cell, as this process sees it.
 
-    :ivar down: whether the cell is taken as down
+    :ivar down: whether the cell is marked down
     :ivar failures: failures to deliver in a row
     :ivar under_way: messages being delivered, stuck ones included
     :ivar waiting: messages that wait in line for a place
@@ -39,9 +39,9 @@ class GuardStats:
     :ivar retry_after: seconds until the next trial, where it is down
     :ivar sent: messages that the broker took
     :ivar failed: messages that were not delivered, or perhaps not
-    :ivar refused_down: messages refused because the cell is taken as down
+    :ivar refused_down: messages refused because the cell is marked down
     :ivar refused_busy: messages refused for want of a place
-    :ivar went_down: how often the cell was taken as down
+    :ivar went_down: how often the cell was marked down
     :ivar casts: how long casts took, from their beginning
     :ivar calls: the same of calls, the reply included
     """
@@ -186,11 +186,11 @@ class Guard:
         :meth:`report` how it went, each once.
 
         Does not block but to wait in line.  Nobody waits for a cell that is
-        taken as down: who is in line when that happens is refused then.
+        marked down: who is in line when that happens is refused then.
 
         :param timeout: the longest to wait in line, in seconds
         :returns: what :meth:`report` wants to have
-        :raises CellUnavailable: the cell is taken as down
+        :raises CellUnavailable: the cell is marked down
         :raises CellBusy: no place became free in time
         """
         with self._lock:
@@ -288,7 +288,7 @@ class Guard:
 
     def _unavailable(self, left: float) -> exceptions.CellUnavailable:
         return exceptions.CellUnavailable(
-            "it is taken as down after failures in a row",
+            "it is marked down after repeated failures",
             cell_uuid=self.cell_uuid,
             cell_name=self.cell_name,
             retry_after=left,
@@ -410,9 +410,9 @@ class Guard:
         name = redaction.one_line(self.cell_name or "no name")
         if down:
             LOG.error(
-                "Cell %s (%s) is taken as down after %d failures to deliver "
-                "in a row, the last: %s. Messages to it are refused; a trial "
-                "goes out after %s seconds.",
+                "Cell %s (%s) marked down after %d failed deliveries "
+                "in a row, the last: %s. Messages to it are refused; the "
+                "next trial is in %s seconds.",
                 self.cell_uuid,
                 name,
                 self._breaker_failures,

@@ -133,7 +133,7 @@ class Outage:
     """What an outage did.
 
     :ivar phases: by name, in their order: ``before``; ``opening``, until the
-        cell is taken as down; ``during``; ``recovery``, until it is not any
+        cell is marked down; ``during``; ``recovery``, until it is not any
         more; ``after``
     :ivar held: the longest that a request for the broken cell held a thread
         of the server with a cast, and with a call; seconds
@@ -331,7 +331,7 @@ class Api:
 
     @property
     def down(self) -> bool:
-        """Whether the broken cell is taken as down."""
+        """Whether the broken cell is marked down."""
         stats = self.guard()
         return stats is not None and stats.down
 

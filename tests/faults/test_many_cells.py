@@ -43,7 +43,7 @@ class Cells:
 
 @pytest.fixture
 def api(sqlite: servers.Database) -> Iterator[Service]:
-    """No cell is taken as down: each message meets its broker."""
+    """No cell is marked down: each message meets its broker."""
     with contextlib.closing(
         Service(
             sqlite,

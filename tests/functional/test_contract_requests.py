@@ -594,7 +594,7 @@ def test_a_cell_that_is_down_becomes_503_until_the_next_trial(
     ]
     for response in responses:
         is_a_fault(response)
-    # The second one is what the cell is taken as down for.
+    # The second one is what the cell is marked down for.
     for response in responses[1:]:
         assert 30 <= int(response.headers["Retry-After"]) <= 40
 

@@ -60,7 +60,7 @@ def test_it_is_healthy_before_anything_was_asked(
 ) -> None:
     response = stack.request(health(tmp_path), "/")
     assert response.status_int == 200
-    assert "nothing was asked" in response.text
+    assert "no requests served" in response.text
     (made,) = runtime.registry()
     # It has made nothing for that.
     assert made.current is None

@@ -139,7 +139,7 @@ def test_threads_that_are_stuck_are_told(check: Check) -> None:
     guard, _ = process.guards.admit("1", None, 0)
     guard.note_stuck()
     details = check(process).details
-    assert details == "threads that do not come back from a broker: 1"
+    assert details == "threads stuck at brokers: 1"
 
 
 def test_nothing_is_made_where_nothing_is(check: Check) -> None:
@@ -148,7 +148,7 @@ def test_nothing_is_made_where_nothing_is(check: Check) -> None:
     for processes in ((), (None,), (parent,)):
         result = check(*processes)
         assert result.available
-        assert "nothing was asked" in result.reason
+        assert "no requests served" in result.reason
 
 
 def test_what_goes_wrong_is_told_and_not_raised(

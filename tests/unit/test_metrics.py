@@ -158,7 +158,7 @@ def test_messages_are_counted_by_cell(
     process.send("1", "one", None)
     for _ in range(2):
         process.send("2", "two", False)
-    with pytest.raises(Exception, match="taken as down"):
+    with pytest.raises(Exception, match="marked down"):
         process.send("2", "two")
     for _ in range(2):
         process.guards.admit("3", "three", 0)

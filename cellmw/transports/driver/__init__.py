@@ -60,10 +60,10 @@ def check() -> bool:
     misfits = fit.misfits()
     if misfits:
         LOG.warning(
-            "Messages to RabbitMQ go the careful way: each is handed to a "
-            "worker thread, a failure says that it may have been delivered, "
-            "and none is tried again. The installed libraries (%s) differ "
-            "from those that were tried (%s) in: %s",
+            "The installed libraries (%s) differ from the versions tried (%s) "
+            "in: %s. Messages to RabbitMQ take the careful way: a worker "
+            "thread sends each one, none is tried again, and a failure says "
+            "that the message may have been delivered.",
             fit.installed(),
             fit.TRIED,
             ", ".join(misfits),

@@ -678,7 +678,7 @@ def test_who_is_handed_cells_and_fails_harms_no_request(
     directory = make(database, clock=clock, on_refresh=on_refresh)
     assert cell_of(directory.find(INSTANCE)) == cell_uuid(1)
     assert [record.getMessage() for record in caplog.records] == [
-        "Handing on new cell mappings: RuntimeError: the pool is broken"
+        "Applying new cell mappings failed: RuntimeError: the pool is broken"
     ]
 
 
@@ -746,11 +746,10 @@ def test_an_old_snapshot_serves_while_the_database_is_away(
     assert long.stats().reachable
     assert long.stats().snapshot_age == 0.0
     assert [record.getMessage() for record in caplog.records] == [
-        "The API database could not be asked which cells there are:"
+        "API database unreachable (cell mappings):"
         " ConnectionError: refused;"
-        " those known are used until it can be",
-        "The API database answers again which cells there are,"
-        " after 991 seconds",
+        " the known cells stay in use",
+        "API database reachable again (cell mappings), after 991 seconds",
     ]
 
 
@@ -830,10 +829,10 @@ def test_what_is_not_remembered_is_a_failed_lookup_meanwhile(
     clock.now += 1.0
     assert cell_of(directory.find(OTHER)) == cell_uuid(2)
     assert [record.getMessage() for record in caplog.records] == [
-        "The API database could not be asked where an instance is:"
+        "API database unreachable (instance mappings):"
         " ConnectionError: refused;"
-        " requests for instances not remembered fail until it can be",
-        "The API database answers again where an instance is, after 1 seconds",
+        " requests for instances that are not remembered fail",
+        "API database reachable again (instance mappings), after 1 seconds",
     ]
 
 
@@ -989,7 +988,7 @@ def test_cells_that_are_not_answered_in_time_are_an_outage(
     assert cell_of(slow.directory.find(INSTANCE)) == cell_uuid(1)
     assert slow.waited == [5.0]
     (record,) = caplog.records
-    assert "asked which cells there are" in record.getMessage()
+    assert "unreachable (cell mappings)" in record.getMessage()
     assert "within 5 seconds" in record.getMessage()
     # For the rest there is time once that is known.
     assert cell_of(slow.directory.find(OTHER)) == cell_uuid(2)

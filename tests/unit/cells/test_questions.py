@@ -504,7 +504,7 @@ def test_an_outage_is_told_once_and_its_end_once(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     clock = Clock()
-    outage = Outage("which cells there are", "old ones serve", clock)
+    outage = Outage("cell mappings", "old ones serve", clock)
     outage.end()
     for _ in range(10):
         outage.begin("refused")
@@ -514,10 +514,8 @@ def test_an_outage_is_told_once_and_its_end_once(
         outage.end()
     assert not outage.lasting
     assert lines(caplog) == [
-        "The API database could not be asked which cells there are: refused;"
-        " old ones serve",
-        "The API database answers again which cells there are,"
-        " after 10 seconds",
+        "API database unreachable (cell mappings): refused; old ones serve",
+        "API database reachable again (cell mappings), after 10 seconds",
     ]
 
 

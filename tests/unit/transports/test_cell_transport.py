@@ -124,7 +124,7 @@ def test_a_failure_counts_for_the_cell(
         with pytest.raises(exceptions.CellUnavailable):
             cast(transport)
     attempts = stack.transports.attempts
-    with pytest.raises(exceptions.CellUnavailable, match="taken as down"):
+    with pytest.raises(exceptions.CellUnavailable, match="marked down"):
         cast(transport)
     assert stack.transports.attempts == attempts
 

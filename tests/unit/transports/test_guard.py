@@ -444,7 +444,7 @@ def test_each_change_is_one_line_in_the_log(
     line = record.getMessage()
     assert UUID in line
     assert r"cell\none" in line
-    assert "3 failures" in line
+    assert "3 failed" in line
     assert "no way" in line
     assert "30.0 seconds" in line
     caplog.clear()
