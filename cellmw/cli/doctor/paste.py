@@ -140,9 +140,8 @@ class PasteFile:
         steps: list[Step] = []
         for number, word in enumerate(words, 1):
             is_last = number == len(words)
-            section = self._find(_FILTERS, word)
-            if section is None and is_last:
-                section = self._find((*_APPLICATIONS, "filter-app"), word)
+            kinds = (*_APPLICATIONS, "filter-app") if is_last else ()
+            section = self._find((*kinds, *_FILTERS), word)
             if section is not None and depth < _DEEPEST:
                 self._inner.add(section)
                 steps += self._chain(section, depth + 1)

@@ -11,16 +11,14 @@ from cellmw.cli.doctor.paste import Pipeline, Step
 from cellmw.options import Settings
 
 _DEFAULT_KEY = "cellmw.context"
-_AUTHTOKEN = re.compile(
-    r"keystonemiddleware\.auth_token:.*|egg:keystonemiddleware#auth_token"
-)
+_AUTHTOKEN = re.compile(r"\bauth_?token\b")
 # nova.api.auth:NovaKeystoneContext.factory stores under nova.context, and so
 # do those of cinder, manila and others that began as copies of it.
 _KEYSTONE_CONTEXT = re.compile(r"(\w+)\..*KeystoneContext\b.*")
 
 
 def _is_authtoken(step: Step) -> bool:
-    return _AUTHTOKEN.fullmatch(step.factory or "") is not None
+    return _AUTHTOKEN.search(f"{step.name} {step.factory}") is not None
 
 
 def _makes_context(step: Step) -> bool:

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import re
 import resource
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -258,6 +259,12 @@ def test_novas_handlers_send_past_the_filter(
             "authtoken f api",
         ),
         ("[filter:f]\nuse = call:cellmw:filter_factory", "authtoken f api"),
+        # At the end Paste takes an application of that name.
+        ("[filter:api]\nuse = cellmw", "authtoken cellmw api"),
+        (
+            "[filter:a]\nuse = egg:keystonemiddleware#auth_token",
+            "a cellmw api",
+        ),
         ("[app:a]\nuse = api\nfilter-with = cellmw", "authtoken a"),
         (
             "[filter-app:a]\nuse = cellmw\nnext = api\nsend_timeout = 3",
@@ -510,6 +517,23 @@ def test_a_database_that_lets_nobody_in(
         status, text = doctor().one("API database")
         assert status == "FAIL"
         assert "correct connection in [api_database]" in text
+
+
+def test_a_database_that_says_nothing_is_waited_for_once(
+    doctor: Doctor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Private: how long a command waits for the database to let it in.
+    monkeypatch.setattr(base, "_CONNECT_TIMEOUT", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        doctor.manage.configure(
+            f"mysql+pymysql://Zuser:Zpw@127.0.0.1:{port}/x"
+        )
+        assert doctor().one("API database")[0] == "FAIL"
+        silent.setblocking(False)
+        silent.accept()[0].close()
+        with pytest.raises(BlockingIOError):
+            silent.accept()
 
 
 def test_a_database_without_the_tables(
