@@ -9,6 +9,7 @@ import dataclasses
 import re
 import resource
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -669,6 +670,7 @@ def test_a_process_opens_no_more_connections_than_was_said(
     done = manage("doctor", "--threads", str(threads), "-f", "json")
     _, text = Report(done.json).one(SIZE)
     (said,) = re.findall(r"\((\d+) from each process\)", text)
+    (said_threads,) = re.findall(r"connections and (\d+) threads", text)
     client = rpc.get_client(stack.target()).prepare(server="host")
 
     def handle(context: Any) -> Any:
@@ -679,14 +681,17 @@ def test_a_process_opens_no_more_connections_than_was_said(
     application = make_filter()(stack.Api(handle))
     with stack.host_process(vhost.url, "host"):
         before = connections_to(vhost)
+        threads_before = threading.active_count()
         with concurrent.futures.ThreadPoolExecutor(threads) as pool:
             answers = pool.map(
                 lambda _: stack.request(application, f"/servers/{instance}"),
                 range(40 * threads),
             )
             assert {answer.status_int for answer in answers} == {200}
+            started = threading.active_count() - threads_before
         opened = connections_to(vhost) - before
     assert 2 <= opened <= int(said) == threads + 1
+    assert threads < started <= int(said_threads)
 
 
 def test_options_that_bound_the_connections(
