@@ -104,8 +104,8 @@ class Guard:
     """The limit and the breaker of one cell.  Thread-safe.
 
     :param max_sends: most messages under way at once
-    :param breaker_failures: failures in a row after which the cell is taken
-        as down; 0: never
+    :param breaker_failures: failures in a row after which the cell is
+        marked down; 0: never
     :param breaker_reset_after: seconds from then to the next trial
     :param stuck_threads: those of all cells; None: of this one alone, and
         without a limit

@@ -29,6 +29,7 @@ from cellmw.observe import Observer
 from cellmw.refusals import Refusals
 from cellmw.transports.guard import Guard, Guards
 from cellmw.transports.pool import CellTransports, PoolStats
+from tests import servers
 from tests.functional import stack
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -703,7 +704,10 @@ def test_each_alert_has_a_section_on_what_to_do() -> None:
 def test_each_alert_fires_on_what_it_is_about(tmp_path: Path) -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
-        pytest.skip("promtool is not installed (Debian: prometheus)")
+        servers.missing(
+            "promtool is not installed",
+            "on Debian: apt-get install prometheus",
+        )
     source = Path(__file__).with_name("prometheus_rules_test.yaml")
     file = tmp_path / "test.yaml"
     text = source.read_text("utf-8").replace("RULES", str(RULES))
