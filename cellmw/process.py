@@ -283,8 +283,13 @@ class _CellSecrets:
             # Still used while it drains, when the row is gone or another.
             drained = redaction.KNOWN.hold(cell.generation.url)
             weakref.finalize(cell.generation, drained.drop).atexit = False
+        owner = f"cell {row.uuid} ({row.name or 'no name'})"
         hold = redaction.KNOWN.hold(
-            *urls, owner=f"cell {row.uuid} ({row.name or 'no name'})"
+            *urls,
+            names=(
+                f"transport_url of {owner}",
+                f"database_connection of {owner}",
+            ),
         )
         self._held[row.uuid] = (row, hold)
         if old is not None:

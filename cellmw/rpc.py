@@ -44,7 +44,10 @@ class _Default:
         self._pid = 0
 
     def set_up(self, conf: cfg.ConfigOpts, exmods: list[str]) -> None:
-        hold = redaction.KNOWN.hold(redaction.Secret(conf.transport_url))
+        hold = redaction.KNOWN.hold(
+            redaction.Secret(conf.transport_url),
+            names=["transport_url in [DEFAULT]"],
+        )
         try:
             made = _open(conf, exmods)
         except BaseException:

@@ -74,7 +74,12 @@ class Runtime:
         self._hold = redaction.KNOWN.hold(
             redaction.Secret(conf.transport_url),
             connection or _secret(conf.api_database.connection),
-            owner="the service's own configuration",
+            names=(
+                "transport_url in [DEFAULT]",
+                "api_database_connection in the paste section"
+                if connection
+                else "connection in [api_database]",
+            ),
         )
         weakref.finalize(self, self._hold.drop).atexit = False
 

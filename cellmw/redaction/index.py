@@ -16,12 +16,9 @@ from __future__ import annotations
 import array
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
 
 from cellmw.redaction import spellings
 from cellmw.redaction.urls import Login, Span
-
-_Counted = TypeVar("_Counted")
 
 #: Up to this many bytes of a text one call reads into a tuple, which is
 #: searched quicker than an array, and takes more memory.
@@ -35,14 +32,6 @@ Search = tuple[
 ]
 
 
-class _Shapes(NamedTuple):
-    """The forms that hold a key, and where in them it stands."""
-
-    version: int
-    forms: frozenset[bytes]
-    places: frozenset[tuple[int, int]]
-
-
 class _Entry:
     """The logins that one key leads to, counted."""
 
@@ -51,23 +40,24 @@ class _Entry:
     def __init__(self) -> None:
         self.logins: dict[Login, int] = {}
         self.version = 0
-        self.shapes = _Shapes(0, frozenset(), frozenset())
+        self.shapes: tuple[int, set[bytes], set[tuple[int, int]]]
+        self.shapes = 0, set(), set()
 
-    def shapes_of(self, key: bytes) -> _Shapes:
-        """Spell the logins, for the first text that holds the key."""
-        shapes = self.shapes
-        if shapes.version != self.version:
-            # Read first: a login that is entered meanwhile makes this one
+    def shapes_of(self, key: bytes) -> tuple[set[bytes], set[tuple[int, int]]]:
+        """Spell the logins, for the first text that holds the key.
+
+        :returns: the forms, and where in them the key stands with their length
+        """
+        seen, forms, places = self.shapes
+        if seen != self.version:
+            # Read first: a login that is entered meanwhile makes these
             # outdated.
             version = self.version
-            forms: frozenset[bytes] = frozenset().union(
-                *map(spellings.forms_of, tuple(self.logins))
-            )
-            places = frozenset(
-                (form.index(key), len(form)) for form in forms if key in form
-            )
-            self.shapes = shapes = _Shapes(version, forms, places)
-        return shapes
+            logins = tuple(self.logins)
+            forms = set().union(*map(spellings.forms_of, logins))
+            places = {(f.index(key), len(f)) for f in forms if key in f}
+            self.shapes = version, forms, places
+        return forms, places
 
 
 class Index:
@@ -102,18 +92,26 @@ class Index:
     def add(self, key: bytes, login: Login) -> None:
         """Find a login by this piece of its password."""
         entry = self._entries.get(key) or _Entry()
-        _count(entry.logins, login)
+        entry.logins[login] = entry.logins.get(login, 0) + 1
         entry.version += 1
         self._entries[key] = entry
+        words = self.words
         for word in self._words_of(key):
-            _count(self.words, word)
+            words[word] = words.get(word, 0) + 1
 
     def remove(self, key: bytes, login: Login) -> None:
         """Undo one :meth:`add`."""
+        words = self.words
         for word in self._words_of(key):
-            _uncount(self.words, word)
+            count = words[word] - 1
+            if count:
+                words[word] = count
+            else:
+                del words[word]
         entry = self._entries[key]
-        _uncount(entry.logins, login)
+        entry.logins[login] -= 1
+        if not entry.logins[login]:
+            del entry.logins[login]
         entry.version += 1
         if not entry.logins:
             del self._entries[key]
@@ -132,7 +130,7 @@ class Index:
                 entry = self._entries.get(key)
                 if entry is None:
                     continue
-                _, forms, places = entry.shapes_of(key)
+                forms, places = entry.shapes_of(key)
                 for offset, length in places:
                     first = start - offset
                     if first >= 0 and data[first : first + length] in forms:
@@ -149,14 +147,3 @@ class Index:
             self._type,
             b"".join([key[at : at + size] for at in range(self._step)]),
         )
-
-
-def _count(counts: dict[_Counted, int], key: _Counted) -> None:
-    counts[key] = counts.get(key, 0) + 1
-
-
-def _uncount(counts: dict[_Counted, int], key: _Counted) -> None:
-    if counts[key] > 1:
-        counts[key] -= 1
-    else:
-        del counts[key]

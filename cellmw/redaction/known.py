@@ -11,7 +11,7 @@ import collections
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Self
 from urllib.parse import unquote
 
@@ -22,10 +22,13 @@ from cellmw.redaction.secret import Secret
 _LOG = logging.getLogger(__name__)
 
 
+_Key = tuple[Index, bytes, urls.Login]
+
+
 class _Needles(NamedTuple):
     """What a text is searched for because of one connection string."""
 
-    keys: tuple[tuple[Index, bytes, urls.Login], ...]
+    keys: tuple[_Key, ...]
     has_short: bool
 
 
@@ -86,14 +89,14 @@ class Secrets:
         self._warned: dict[str, object] = {}
         self._locks: dict[int, threading.Lock] = {}
 
-    def hold(self, *urls: Secret | None, owner: str | None = None) -> Hold:
+    def hold(self, *urls: Secret | None, names: Sequence[str] = ()) -> Hold:
         """Know the credentials of these connection strings.
 
         Blocks for no longer than other threads take to enter or leave theirs.
         None is skipped.
 
-        :param owner: whose they are, for the warning about a password that
-            is too short to be found by its value
+        :param names: which option or column each stands in, for the warning
+            about a password that is too short to be found by its value
         :returns: what ends it; the caller drops it
         """
         held = tuple(url for url in urls if url)
@@ -103,8 +106,10 @@ class Secrets:
                 self._enter(url, needles)
         self._settle()
         self.on_hold()
-        if owner is not None and any(one.has_short for one in entered):
-            self._warn(owner)
+        # There may be fewer names than URLs.
+        for one, name in zip(urls, names, strict=False):
+            if one and self._needles(one).has_short:
+                self._warn(name)
         return Hold(self, held)
 
     def __len__(self) -> int:
@@ -177,25 +182,27 @@ class Secrets:
 
     def _needles_of(self, url: str) -> _Needles:
         reading = urls.read(url)
-        keys = [
-            (index, key, login)
-            for login in urls.with_ports(reading.logins)
-            for index, key in self._keys_of(login)
-        ]
-        lengths = [len(unquote(login.password)) for login in reading.logins]
+        keys: list[_Key] = []
+        lengths = []
+        for login in reading.logins:
+            decoded = unquote(login.password)
+            lengths.append(len(decoded))
+            keys += self._keys_of(login, decoded)
+            port = urls.port_of(login, decoded)
+            if port is not None:
+                keys += self._keys_of(port, unquote(port.password))
         # Of several readings the longest is taken: the others are parts of it.
         shortest = min if reading.is_certain else max
         has_short = bool(lengths) and shortest(lengths) < spellings.MIN_LENGTH
         return _Needles(tuple(keys), has_short)
 
-    def _keys_of(self, login: urls.Login) -> Iterator[tuple[Index, bytes]]:
+    def _keys_of(self, login: urls.Login, decoded: str) -> list[_Key]:
+        part = spellings.common_part(login.password, decoded)
         for index in self._indexes:
-            key = spellings.common_key(login, index.key_length)
-            if key is not None:
-                yield index, key
-                return
-        for form in spellings.forms_of(login):
-            yield index, form[: index.key_length]
+            if len(part) >= index.key_length:
+                return [(index, part[: index.key_length], login)]
+        length, forms = index.key_length, spellings.forms_of(login)
+        return [(index, key, login) for key in {f[:length] for f in forms}]
 
     def _lock(self) -> threading.Lock:
         # One for each process: a fork may have copied it locked.
@@ -203,14 +210,14 @@ class Secrets:
         lock = self._locks.get(pid)
         return lock or self._locks.setdefault(pid, threading.Lock())
 
-    def _warn(self, owner: str) -> None:
+    def _warn(self, name: str) -> None:
         this = object()
-        if self._warned.setdefault(owner, this) is this:
+        if self._warned.setdefault(name, this) is this:
             _LOG.warning(
                 "%s has a password of less than %d characters: logs hide it "
                 "in connection strings, and show it elsewhere. Set a longer "
                 "password",
-                owner,
+                name,
                 spellings.MIN_LENGTH,
             )
 

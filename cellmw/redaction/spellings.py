@@ -21,12 +21,13 @@ _always_same = re.compile(r"[A-Za-z0-9_.\-]++")
 _never_escaped = re.compile(r"[ !#-&(-\[\]-~]*+")
 
 
-def common_key(login: urls.Login, length: int) -> bytes | None:
-    """Return a piece of this length that all forms of a password share."""
-    for same in _always_same.finditer(unquote(login.password)):
-        if len(same.group()) >= length and same.group() in login.password:
-            return same.group()[:length].encode()
-    return None
+def common_part(written: str, decoded: str) -> bytes:
+    """Return the longest piece of a password that all its forms share."""
+    if written == decoded and _always_same.fullmatch(written):
+        return written.encode()
+    pieces = _always_same.findall(decoded)
+    shared = [piece for piece in pieces if piece in written]
+    return max(shared, key=len, default="").encode()
 
 
 def forms_of(login: urls.Login) -> set[bytes]:

@@ -37,6 +37,10 @@ _key = re.compile(r"[\w.{}*\-]++")
 _path = re.compile(r"[\w./:,+{}*\-]*+")
 _number = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,6})?")
 _truths = frozenset({"true", "false", "yes", "no", "on", "off"})
+# What all drivers read the same: one login, one host, no query.
+_plain_url = re.compile(
+    r"[\w+.\-]+://([^\s:@/?#]*):([^\s@/?#{}]+)@[\w.\-]*(?::[0-9]{1,5})?(?:/[^@?#]*)?"
+)
 # Punctuation of the text around a URL; brackets unless one opens in the URL.
 _PUNCTUATION = ".,;:!?"
 _BRACKETS = {")": "(", "]": "[", "}": "{"}
@@ -158,6 +162,9 @@ def read(text: str) -> Reading:
     Drivers split a URL with odd characters in different ways, and each may
     quote its own part in an error.
     """
+    plain = _plain_url.fullmatch(text)
+    if plain is not None:
+        return Reading({Login(*plain.groups())}, is_certain=True)
     _, has_scheme, rest = text.partition("://")
     rest = rest or text
     found = set(_query_passwords(rest))
@@ -183,19 +190,16 @@ def read(text: str) -> Reading:
     return Reading(found.union(*map(_as_login, written)), is_certain)
 
 
-def with_ports(logins: set[Login]) -> set[Login]:
-    """Add the parts of passwords that urllib takes for a port, and quotes.
+def port_of(login: Login, decoded: str) -> Login | None:
+    """Return the part of a password that urllib takes for a port, and quotes.
 
     oslo.messaging hands a slash in a password to kombu as it is, and nobody
     encoded any character of some URLs: for urllib the hosts end there.
     """
-    parts = {
-        Login(user, quote(part, safe=""))
-        for user, password in logins
-        if (part := _authority_at(whole := unquote(password), 0))
-        and part != whole
-    }
-    return logins | parts
+    part = _authority_at(decoded, 0)
+    if not part or part == decoded:
+        return None
+    return Login(login.user, quote(part, safe=""))
 
 
 def are_hosts(text: str, *, with_ports: bool = False) -> bool:

@@ -122,7 +122,7 @@ _at_end: list[Callable[[], object]] = []
 def make_libraries_log(url: str, password: str) -> None:
     """What happens in a service, and tells too much."""
     _read_rows(url)
-    hold = redaction.KNOWN.hold(redaction.Secret(url), owner="cell 1")
+    hold = redaction.KNOWN.hold(redaction.Secret(url), names=["cell 1"])
     _log_values(url, password)
     _log_failures(url, password)
     _send(url)

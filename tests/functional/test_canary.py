@@ -51,7 +51,7 @@ def _try_all_ways_out(canary: Canary, password: str) -> None:
     with sa.create_engine("sqlite://").connect() as connection:
         connection.execute(sa.text("select :url"), {"url": url}).one()
     secret = redaction.Secret(url)
-    with redaction.KNOWN.hold(secret, owner="cell 1"):
+    with redaction.KNOWN.hold(secret, names=["cell 1"]):
         log.debug("It is %s", password)
         log.debug("It begins with %.3s", password)
         _fail(canary, log, url, password)

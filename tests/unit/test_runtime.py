@@ -280,6 +280,33 @@ def test_what_the_configuration_says_by_then_is_known(
     assert password not in repr(vars(process))
 
 
+def test_the_option_of_a_short_password_is_named(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Other tests may have had the same warnings, which come once.
+    monkeypatch.setattr(KNOWN, "_warned", {})
+    conf = cfg.ConfigOpts()
+    conf([], project="cellmw-test", default_config_files=[])
+    oslo.prepare(conf)
+    engines.register_options(conf)
+    conf.set_override("transport_url", "rabbit://u:short@host/")
+    url = "sqlite://u:short@host/"
+    conf.set_override("connection", url, "api_database")
+    settings = options.load(conf, {})
+    Runtime(settings, conf)
+    Runtime(settings, conf, Secret(url))
+    warned = [
+        record.getMessage().partition(" has a password of less than")[0]
+        for record in caplog.records
+    ]
+    assert warned == [
+        "transport_url in [DEFAULT]",
+        "connection in [api_database]",
+        "api_database_connection in the paste section",
+    ]
+    assert "short" not in caplog.text
+
+
 def test_what_is_gone_knows_no_password_any_more(rows: Rows) -> None:
     conf = cfg.ConfigOpts()
     conf([], project="cellmw-test", default_config_files=[])
