@@ -14,6 +14,7 @@ passwords alone.
 from __future__ import annotations
 
 import array
+import functools
 import struct
 from collections.abc import Callable, Iterator, Sequence
 
@@ -78,16 +79,17 @@ class Index:
         self.key_length = step + self._size - 1
         self._entries: dict[bytes, _Entry] = {}
         self.words: dict[int, int] = {}
-        gap = step - self._size
+
+    @functools.cached_property
+    def search(self) -> Search:
+        """Made for the first key, because a process may never need it."""
+        step, gap = self._step, self._step - self._size
         short = [
-            struct.Struct(f"{gap}x".join(word * number)).unpack_from
+            struct.Struct(f"{gap}x".join(self._type * number)).unpack_from
             for number in range((SHORT + gap) // step + 1)
         ]
         cuts = [short[(size + gap) // step] for size in range(SHORT)]
-        self.search: Search = (
-            self.words.keys().isdisjoint,
-            (*cuts, self._cut_long),
-        )
+        return self.words.keys().isdisjoint, (*cuts, self._cut_long)
 
     def add(self, key: bytes, login: Login) -> None:
         """Find a login by this piece of its password."""
