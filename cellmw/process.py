@@ -171,7 +171,10 @@ class Process:
         def current() -> Cell:
             return self._current(cell)
 
-        return RequestLease(self.pool, current)
+        def known() -> Cell | None:
+            return self.directory.cell_now(cell.uuid)
+
+        return RequestLease(self.pool, current, known)
 
     def abandon(self, borrower: RequestLease) -> None:
         """End a request's hold in another thread.  Takes no lock.

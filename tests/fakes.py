@@ -32,7 +32,7 @@ from cellmw.redaction import Secret
 from cellmw.refusals import Refusals
 from cellmw.transports import driver
 from cellmw.transports.closer import Closer
-from cellmw.transports.driver import Reporting, under_way
+from cellmw.transports.driver import Message, Reporting, under_way
 from cellmw.transports.guard import Guard, Guards, StuckThreads
 from cellmw.transports.handle import Handle, RequestLease
 from cellmw.transports.pool import Lease, Pool, PoolStats
@@ -76,6 +76,13 @@ class Silent:
     """A driver that does not tell what it does."""
 
 
+class Ready(Reporting):
+    """A driver that always has a connection open, and keeps deadlines."""
+
+    def reserve(self, message: Message) -> bool:
+        return True
+
+
 class Transport:
     """One transport, as the pool and a delivery see it.
 
@@ -89,7 +96,7 @@ class Transport:
         self, transports: Transports, of: Generation, one_request: bool
     ) -> None:
         self._transports = transports
-        self._driver: object = Reporting()
+        self._driver: object = transports.make_driver()
         self.generation = of
         self.one_request = one_request
         self.closed = 0
@@ -171,6 +178,7 @@ class Transports:
     :ivar count: how many were opened
     :ivar keep_sent: whether they remember what was sent
     :ivar keep_closed: whether those that are closed stay in ``opened``
+    :ivar make_driver: makes the driver of one
     :ivar on_open: called before one is opened
     :ivar before_writing: called before one finds out whether it may write
     :ivar before_send: the same, with what is to be sent
@@ -188,6 +196,7 @@ class Transports:
         self.count = 0
         self.keep_sent = True
         self.keep_closed = True
+        self.make_driver: Callable[[], object] = Reporting
         self.on_open: Callable[[Generation], None] = lambda of: None
         self.before_writing: Callable[[Transport], None] = lambda one: None
         self.before_send: Callable[[Transport, Sent], Any]
@@ -351,6 +360,7 @@ class Rig:
 class Stack(Rig):
     """A rig with the rest of what a handle needs of its process.
 
+    :ivar ready: messages are sent in the request's thread where they can be
     :ivar cells: what the API database says, by cell UUID
     :ivar refreshed: how often it was asked anew
     :ivar on_refresh: called then
@@ -365,9 +375,13 @@ class Stack(Rig):
         max_sends: int = 64,
         max_stuck: int = 256,
         breaker_failures: int = 5,
+        ready: bool = False,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
+        self.ready = ready
+        if ready:
+            self.transports.make_driver = Ready
         self.pid = os.getpid()
         self.lock = threading.Lock()
         self.conf = cfg.ConfigOpts()
@@ -413,7 +427,11 @@ class Stack(Rig):
         return self.cells[cell_uuid]
 
     def borrower(self, of: Cell) -> RequestLease:
-        return RequestLease(self.pool, lambda: self.cells[of.uuid])
+        return RequestLease(
+            self.pool,
+            lambda: self.cells[of.uuid],
+            lambda: self.cells[of.uuid],
+        )
 
     def refresh(self) -> None:
         self.refreshed += 1

@@ -250,11 +250,9 @@ class Directory:
         :raises CellNameAmbiguous: several cells have this name
         :raises LookupFailed: the database did not answer
         """
-        now = self._clock()
-        if self._read_at <= now < self._fresh_until:
-            cell = self._snapshot.cells.get(cell_uuid)
-            if cell is not None:
-                return cell
+        known = self.cell_now(cell_uuid)
+        if known is not None:
+            return known
         deadline = self._deadline(timeout)
         self._be_current(deadline)
         cell = self._cell_of(cell_uuid, deadline, or_name=or_name)
@@ -263,6 +261,12 @@ class Directory:
                 cell_uuid=cell_uuid, retry_after=self.refresh_due_in()
             )
         return cell
+
+    def cell_now(self, cell_uuid: str) -> Cell | None:
+        """A cell, if what is known is current; does not block."""
+        if self._read_at <= self._clock() < self._fresh_until:
+            return self._snapshot.cells.get(cell_uuid)
+        return None
 
     def mappings(self) -> list[CellMapping]:
         """The cell mappings in the order of their ids.

@@ -318,6 +318,23 @@ class Guard:
             self._stuck += 1
             self._stuck_threads.add(1)
 
+    def leave_confirmed(self, admission: int, seconds: float | None) -> None:
+        """Give back a place for a message that the broker took.
+
+        The same as :meth:`leave` and :meth:`report`, in one step where the
+        cell is healthy and nobody waits.
+        """
+        with self._lock:
+            quick = not (self._down or self._failures or self._line)
+            if quick:
+                self._sent += 1
+                self._under_way -= 1
+        if not quick:
+            self.leave()
+            self.report(True, admission, seconds=seconds)
+        elif seconds is not None:
+            self._casts.add(seconds)
+
     def report(
         self,
         delivered: bool | None,
@@ -483,33 +500,40 @@ class Place:
         self._told = False
 
     def settle(
-        self, delivered: bool | None, *, cause: str = "", stuck: bool = False
+        self,
+        delivered: bool | None,
+        *,
+        seconds: float | None = None,
+        cause: str = "",
+        stuck: bool = False,
     ) -> float:
         """Give the place back, and say how the message went.
 
         Each counts once, whoever comes first.
 
-        :param delivered: as :meth:`Guard.report` has it
+        :param delivered: as :meth:`Guard.report` has it, and ``seconds``
         :param stuck: keep the place until :meth:`leave`, because a thread
             does not come back
         :returns: seconds until the next trial
         """
         with self._lock:
             told, self._told = self._told, True
-        if stuck:
-            self._keep()
-        else:
-            self.leave()
+            leave = self._held and not stuck
+            if leave:
+                self._held = False
+            elif self._held and not self._stuck:
+                self._stuck = True
+                self.guard.note_stuck()
+        if delivered and leave and not (told or self._stuck):
+            self.guard.leave_confirmed(self._admission, seconds)
+            return 0.0
+        if leave:
+            self.guard.leave(stuck=self._stuck)
         if told:
             return 0.0
-        return self.guard.report(delivered, self._admission, cause=cause)
-
-    def _keep(self) -> None:
-        with self._lock:
-            if not self._held or self._stuck:
-                return
-            self._stuck = True
-            self.guard.note_stuck()
+        return self.guard.report(
+            delivered, self._admission, seconds=seconds, cause=cause
+        )
 
     def leave(self) -> None:
         """Give the place back, if it was not yet."""
@@ -550,7 +574,9 @@ class Guards:
     ) -> tuple[Guard, int]:
         """As :meth:`Guard.admit`, for a cell."""
         while True:
-            guard = self.get(cell_uuid, cell_name)
+            guard = self._guards.get(cell_uuid)
+            if guard is None or guard.cell_name is not cell_name:
+                guard = self.get(cell_uuid, cell_name)
             admission = guard.admit(timeout)
             if not guard.discarded:
                 return guard, admission

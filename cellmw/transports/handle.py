@@ -29,7 +29,6 @@ from cellmw.transports.pool import Lease, Pool
 from cellmw.transports.sending import (
     Delivering,
     OtherGeneration,
-    Outgoing,
     Sending,
     check_timeouts,
 )
@@ -105,15 +104,40 @@ class RequestLease:
     :param pool: of the process that the request is in
     :param current: gives the cell's current state; may block; raises
         SendError for a cell that cannot be sent to
+    :param known: the same, or None where it would block
     """
 
-    def __init__(self, pool: Pool, current: Callable[[], Cell]) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        current: Callable[[], Cell],
+        known: Callable[[], Cell | None] = lambda: None,
+    ) -> None:
         self._pool = pool
         self._current = current
+        self._known = known
         self._lock = threading.Lock()
         self._lease: Lease | None = None
         self._pinned: Generation | None = None
         self._ended = False
+
+    def lease_now(self) -> Lease | None:
+        """A lease for one message, if that takes no waiting.
+
+        The caller releases it.
+        """
+        with self._lock:
+            held = self._lease
+            if held is not None:
+                return None if held.given_up else held.share()
+            generation = self._pinned
+        if generation is None:
+            cell = self._known()
+            generation = None if cell is None else cell.generation
+        if generation is None:
+            return None
+        new = self._pool.acquire_now(generation)
+        return None if new is None else self._keep(new)
 
     def lease(self, timeout: float) -> Lease:
         """A lease for one message; the caller releases it.
@@ -134,14 +158,26 @@ class RequestLease:
             if generation is None:
                 generation = self.current_generation()
             new = self._pool.acquire(generation, timeout=timeout)
-            with self._lock:
-                if self._lease is None and self._pinned in (None, generation):
-                    if self._ended:
-                        return new
-                    self._lease = new
-                    return new.share()
-            # Another message of this request was faster; its lease it is.
-            new.release()
+            kept = self._keep(new)
+            if kept is not None:
+                return kept
+
+    def _keep(self, new: Lease) -> Lease | None:
+        """Hold it for the request; a share of it for the message.
+
+        None: another message of this request was faster; its lease it is.
+        """
+        with self._lock:
+            if self._lease is None and self._pinned in (
+                None,
+                new.generation,
+            ):
+                if self._ended:
+                    return new
+                self._lease = new
+                return new.share()
+        new.release()
+        return None
 
     def current_generation(self) -> Generation:
         """The generation that a new request would get."""
@@ -151,7 +187,10 @@ class RequestLease:
         return cell.generation
 
     def pin(self, generation: Generation) -> None:
-        """From here on a message may have gone out with this one."""
+        """From here on a message may have gone out with this one.
+
+        :raises OtherGeneration: one has gone out with another
+        """
         stale = None
         with self._lock:
             if self._pinned is None:
@@ -321,24 +360,36 @@ class Handle(_SendOnly):
             )
         cell = self._cell
         try:
-            process, borrower = self._borrow()
+            # In this order; see release().
+            process, borrower = self._process, self._borrower
+            if (
+                borrower is None
+                or process is None
+                or process.pid != os.getpid()
+            ):
+                process, borrower = self._borrow()
             if cell.generation is None:
                 # Refuses, unless the mapping has been mended meanwhile.
                 borrower.current_generation()
             if wait_for_reply and timeout is None:
                 timeout = process.conf.rpc_response_timeout
-            check_timeouts(timeout, call_monitor_timeout)
-            outgoing = Outgoing(
-                target,
-                ctxt,
-                message,
-                wait_for_reply,
-                timeout,
-                call_monitor_timeout,
-                transport_options,
-            )
+            if timeout is not None or call_monitor_timeout is not None:
+                check_timeouts(timeout, call_monitor_timeout)
+            options = {
+                "wait_for_reply": wait_for_reply,
+                "timeout": timeout,
+                "call_monitor_timeout": call_monitor_timeout,
+                # At most once: with any other value a lost confirmation
+                # makes two messages of one.
+                "retry": 0,
+                "transport_options": transport_options,
+            }
             return Sending(
-                process.delivering, cell, outgoing, borrower
+                process.delivering,
+                cell,
+                borrower,
+                (target, ctxt, message),
+                options,
             ).deliver()
         except exceptions.CellMWError as error:
             request_id = _request_id_in(ctxt) or self._request_id

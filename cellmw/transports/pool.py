@@ -265,20 +265,29 @@ class Pool:
             not opened in time (CellUnavailable), or there is no room
             (CellBusy), or the pool is closed (ShuttingDown)
         """
+        lease = self.acquire_now(generation)
+        if lease is not None:
+            return lease
+        entry, mine = self._book(generation)
+        if mine:
+            self._open(entry)
+        elif entry.transport is None:
+            self._await(entry, timeout)
+        return Lease(self, entry)
+
+    def acquire_now(self, generation: Generation) -> Lease | None:
+        """Take a lease on a transport that is open.  Does not block.
+
+        :returns: None: it is not, or not yet
+        """
         entries = self._entries
         with self._lock:
             # Not get(): nothing is called here.
             entry = entries[generation] if generation in entries else None  # noqa: SIM401
-            if entry is not None:
-                entry.leases += 1
-                entry.acquired += 1
-        if entry is None:
-            entry, mine = self._book(generation)
-            if mine:
-                self._open(entry)
-                return Lease(self, entry)
-        if entry.transport is None:
-            self._await(entry, timeout)
+            if entry is None or entry.transport is None:
+                return None
+            entry.leases += 1
+            entry.acquired += 1
         return Lease(self, entry)
 
     def _book(self, generation: Generation) -> tuple[_Entry, bool]:

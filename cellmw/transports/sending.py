@@ -1,8 +1,20 @@
 # Licensed under the Apache License, Version 2.0; see the file LICENSE.
 """One message, from the request's thread to the cell's queue.
 
-A :class:`Sending` is one message.  Two threads know it: the request's, which
-waits, and the sender's, a worker.  One lock guards one state:
+A :class:`Sending` is one message.  Where all that it needs is open, the
+request's own thread sends it.  Then nothing but the socket can hold that
+thread, and each wait for the socket ends at the message's deadline:
+
+- the request's lease and the pool's: only of a transport that is open, and of
+  a cell whose mapping is known;
+- a connection: only one that is idle, whose lock nobody has; not the
+  heartbeat's thread either;
+- the reply queue: only where it is open; the reply: for the call's timeout;
+- connections that have expired or are dead are closed by workers.
+
+All else can take longer than anybody may wait: opening, asking the database,
+a driver that cannot be given a deadline.  There a worker sends, or tries once
+more, and the request waits for it.  One lock guards one state:
 
     QUEUED -> WRITING -> WRITTEN -> DONE
     QUEUED -> REVOKED
@@ -23,18 +35,20 @@ import enum
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import oslo_messaging
-from oslo_messaging.transport import RPCTransport
 
 from cellmw import exceptions, redaction
-from cellmw.cells.mapping import Cell, Generation
+from cellmw.cells.mapping import Cell
 from cellmw.transports import driver
 from cellmw.transports.driver import Verdict
 from cellmw.transports.guard import Guards, Place
 from cellmw.transports.pool import Lease
 from cellmw.workers import Job, Workers
+
+if TYPE_CHECKING:
+    from cellmw.transports.handle import RequestLease
 
 # How much longer than send_timeout a request waits: a sender that meets the
 # deadline on its socket then says so itself.  Seconds.
@@ -57,6 +71,10 @@ _NOT_THE_CELLS: dict[
 }
 
 
+# Those after which, with nothing written, a worker may try once more.
+_WORTH_A_WORKER = (Verdict.UNREACHABLE, Verdict.REFUSED)
+
+
 class _Revoked(Exception):
     """The request gave up before this message was written."""
 
@@ -73,41 +91,6 @@ class State(enum.IntEnum):
     WRITTEN = 2
     DONE = 3
     REVOKED = 4
-
-
-class Borrower(Protocol):
-    """Who leases transports for the messages of one request."""
-
-    def lease(self, timeout: float) -> Lease:
-        """A lease for one message; the caller releases it."""
-
-    def current_generation(self) -> Generation:
-        """The generation that a new request would get."""
-
-    def pin(self, generation: Generation) -> None:
-        """From here on a message may have gone out with this one.
-
-        :raises OtherGeneration: one has gone out with another
-        """
-
-    def drop(self, lease: Lease) -> None:
-        """Let go of a transport whose connections are dead."""
-
-    def turn_from(self, lease: Lease) -> None:
-        """Let go of a transport whose credentials are refused."""
-
-
-@dataclasses.dataclass(slots=True)
-class Outgoing:
-    """What oslo.messaging's client hands to a transport."""
-
-    target: oslo_messaging.Target
-    context: Any = dataclasses.field(repr=False)
-    message: dict[str, Any] = dataclasses.field(repr=False)
-    wait_for_reply: bool | None
-    timeout: float | None
-    call_monitor_timeout: float | None
-    transport_options: Any
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,25 +142,33 @@ def check_timeouts(
 class Sending:
     """One message to one cell; also what its driver is told about it.
 
+    :param borrower: leases transports for the messages of the request
+    :param message: target, context and message, as a client gives them
+    :param options: the rest of what the transport wants
     :ivar deadline: when delivering ends, on ``time.monotonic``
+    :ivar reserved: the connection that its driver keeps for it, if any
     """
 
     def __init__(
         self,
         delivering: Delivering,
         cell: Cell,
-        outgoing: Outgoing,
-        borrower: Borrower,
+        borrower: RequestLease,
+        message: tuple[oslo_messaging.Target, Any, dict[str, Any]],
+        options: dict[str, Any],
     ) -> None:
         self._delivering = delivering
         self._cell = cell
-        self._outgoing = outgoing
         self._borrower = borrower
+        self._message = message
+        self._options = options
+        self._is_call = bool(options["wait_for_reply"])
         self._lock = threading.Lock()
         self._state = State.QUEUED
         # What the driver said first of what went wrong in this try.
         self._fault: tuple[Verdict, BaseException] | None = None
         self._lease: Lease | None = None
+        self.reserved: Any = None
         self._started = time.monotonic()
         self.deadline = self._started + delivering.send_timeout
         self._place = Place(
@@ -198,37 +189,62 @@ class Sending:
         :raises SendError: it was not delivered, or perhaps not
         :raises Exception: what the far side, or MessagingTimeout, says
         """
-        job = Job(self._run, ())
+        job: Job | None = None
         try:
-            self._delivering.workers.start(job)
-            left = self.deadline - time.monotonic() + _GRACE
-            if not job.wait(left) and self._awaits_reply():
-                # What delivering has not used of its time is left over.
-                timeout = self._outgoing.timeout or 0.0
-                job.wait(self.deadline + timeout - time.monotonic() + _GRACE)
-            result, error = self._outcome(job)
+            end = self._send_here()
+            if end is None:
+                job = Job(self._run, ())
+                end = self._await(job)
         except BaseException:
             # A server that ends its thread, say.
             self._abandon(job)
             raise
+        result, error = end
         if error is not None:
             raise error
         return result
 
-    def _awaits_reply(self) -> bool:
-        return self._state is State.WRITTEN and bool(
-            self._outgoing.wait_for_reply
-        )
+    def _send_here(self) -> tuple[Any, BaseException | None] | None:
+        """Send it in this thread, where all that it needs is open.
 
-    def _outcome(self, job: Job) -> tuple[Any, BaseException | None]:
-        """The reply, or the error to raise, now that the wait is over."""
+        :returns: what came of it; None: it is a worker's to send, or to try
+            once more
+        """
+        lease = self._lease = self._borrower.lease_now()
+        if lease is None:
+            return None
+        assert lease.transport is not None
+        if not driver.reserve(lease.transport, self, is_call=self._is_call):
+            lease.release()
+            return None
+        try:
+            return self._send_with(lease), None
+        except OtherGeneration:
+            self._fault = None
+        except BaseException as error:
+            if not (
+                isinstance(error, Exception)
+                and self._state is State.QUEUED
+                and self._verdict() in _WORTH_A_WORKER
+            ):
+                return None, self._explain(error)
+        return None
+
+    def _await(self, job: Job) -> tuple[Any, BaseException | None]:
+        """Have it sent by a worker; what came of it until the deadline."""
+        self._delivering.workers.start(job)
+        left = self.deadline - time.monotonic() + _GRACE
+        if not job.wait(left) and self._awaits_reply():
+            # What delivering has not used of its time is left over.
+            timeout = self._options["timeout"] or 0.0
+            job.wait(self.deadline + timeout - time.monotonic() + _GRACE)
         state = self._revoke()
         if state is State.DONE:
             job.wait()  # it says so in a moment
         if job.done and (state is not State.QUEUED or job.thread_id is None):
             return self._end_of(job)
         if state is State.WRITTEN:
-            if not self._outgoing.wait_for_reply:
+            if not self._is_call:
                 return None, None
             cell = self._cell.uuid
             return None, oslo_messaging.MessagingTimeout(
@@ -239,6 +255,9 @@ class Sending:
         return None, self._failure(
             self._late(), uncertain=uncertain, stuck=True
         )
+
+    def _awaits_reply(self) -> bool:
+        return self._is_call and self._state is State.WRITTEN
 
     def _revoke(self) -> State:
         """See that it is not written from now on; the state before that."""
@@ -258,10 +277,13 @@ class Sending:
             exceptions.CellBusy, "no thread can be started for it", 1.0
         )
 
-    def _abandon(self, job: Job) -> None:
+    def _abandon(self, job: Job | None) -> None:
         """Leave the message to its sender, if there is one."""
         state = self._revoke()
-        if job.thread_id is None:
+        if job is None:
+            self._give_back()
+            self._place.settle(None)
+        elif job.thread_id is None:
             # A thread that gets it yet finds that it is not to be written.
             self._place.settle(None)
         elif state < State.WRITTEN:
@@ -281,7 +303,7 @@ class Sending:
     # In the sender's thread.
 
     def _run(self) -> tuple[Any, BaseException | None]:
-        """Send it; what came of it.
+        """Send it, in a worker; what came of it.
 
         An error is returned, not raised: a traceback would hold the driver's
         local variables, and those the credentials.
@@ -289,9 +311,6 @@ class Sending:
         result = problem = None
         try:
             result = self._send_at_most_twice()
-            if self._state is not State.WRITTEN:
-                self.written()  # its driver does not tell
-            self._note_duration()
         except _Revoked:
             self._place.leave()  # the request has told how it went
         except BaseException as error:
@@ -303,11 +322,18 @@ class Sending:
         return result, problem
 
     def _send_at_most_twice(self) -> Any:
-        try:
-            return self._send()
-        except Exception:
-            if self._state is not State.QUEUED or not self._worth_a_retry():
-                raise
+        if self._fault is None:
+            try:
+                return self._send()
+            except Exception:
+                if (
+                    self._state is not State.QUEUED
+                    or not self._worth_a_retry()
+                ):
+                    raise
+        elif not self._worth_a_retry():
+            # The request's thread has tried.
+            raise self._fault[1]
         return self._send()
 
     def _worth_a_retry(self) -> bool:
@@ -329,58 +355,61 @@ class Sending:
     def _send(self) -> Any:
         if self._state is State.REVOKED:
             raise _Revoked  # before a thread was found for it
-        try:
-            return self._send_once()
-        except OtherGeneration:
-            pass
-        # Now that one is pinned, the borrower leases no other.
-        return self._send_once()
-
-    def _send_once(self) -> Any:
+        timeout = self._delivering.send_timeout
         self._fault = None
-        lease = self._borrower.lease(self._delivering.send_timeout)
+        try:
+            return self._send_with(self._borrower.lease(timeout))
+        except OtherGeneration:
+            self._fault = None
+        # Now that one is pinned, the borrower leases no other.
+        return self._send_with(self._borrower.lease(timeout))
+
+    def _send_with(self, lease: Lease) -> Any:
+        """One try, in either thread.  Releases the lease."""
         self._lease = lease
         under_way = driver.under_way
         before, under_way.message = under_way.message, self
+        transport = lease.transport
         try:
-            assert lease.transport is not None
-            return self._hand_over(lease.transport)
+            assert transport is not None
+            if self.reserved is None and not driver.reports(transport):
+                self.writing()
+            target, context, message = self._message
+            result = transport._send(
+                target,
+                context,
+                # The driver writes into it.
+                dict(message),
+                **self._options,
+            )
         except Exception as error:
-            if self._state is State.WRITTEN and not (
-                self._outgoing.wait_for_reply
-            ):
+            if self._state is State.WRITTEN and not self._is_call:
                 return None  # what failed then was putting things away
             self._judge(error, lease)
             raise
         finally:
             under_way.message = before
+            if self.reserved is not None:
+                self._give_back()
             lease.release()
+        if self._state is not State.WRITTEN:
+            self.written()  # its driver does not tell
+        if self._is_call:
+            self._note_duration()
+        return result
 
-    def _hand_over(self, transport: RPCTransport) -> Any:
-        outgoing = self._outgoing
-        if not driver.reports(transport):
-            self.writing()
-        return transport._send(
-            outgoing.target,
-            outgoing.context,
-            # The driver writes into it.
-            dict(outgoing.message),
-            wait_for_reply=outgoing.wait_for_reply,
-            timeout=outgoing.timeout,
-            call_monitor_timeout=outgoing.call_monitor_timeout,
-            # At most once: with any other value a lost confirmation makes
-            # two messages of one.
-            retry=0,
-            transport_options=outgoing.transport_options,
-        )
+    def _give_back(self) -> None:
+        lease = self._lease
+        if lease is not None and lease.transport is not None:
+            driver.release(lease.transport, self)
+            lease.release()
 
     def _judge(self, error: Exception, lease: Lease) -> None:
         assert lease.transport is not None
         if self._state is State.WRITTEN:
             self._fault = Verdict.ANSWERED, error
         elif self._fault is None and not driver.reports(lease.transport):
-            is_call = bool(self._outgoing.wait_for_reply)
-            verdict = driver.judge_silent(error, is_call=is_call)
+            verdict = driver.judge_silent(error, is_call=self._is_call)
             self._fault = verdict, error
         verdict = self._verdict()
         if verdict in (Verdict.UNREACHABLE, Verdict.LATE):
@@ -413,7 +442,8 @@ class Sending:
             if self._state is not State.WRITING:
                 return
             self._state = State.WRITTEN
-        self._place.settle(True)
+        seconds = None if self._is_call else time.monotonic() - self._started
+        self._place.settle(True, seconds=seconds)
 
     def failed(self, verdict: Verdict, error: BaseException) -> None:
         """See :class:`cellmw.transports.driver.Message`."""
@@ -422,8 +452,7 @@ class Sending:
 
     def _note_duration(self) -> None:
         self._place.guard.note_duration(
-            time.monotonic() - self._started,
-            call=bool(self._outgoing.wait_for_reply),
+            time.monotonic() - self._started, call=self._is_call
         )
 
     # The errors.

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import math
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import amqp
@@ -263,6 +265,55 @@ def test_calls_that_await_their_reply_keep_nobody_out(
         assert outcome.error is None
         assert outcome.seconds < 4
     assert api.guard(cell).refused_busy == 0
+
+
+# A message for which all is open.
+
+
+def names_of_ours(send: Callable[[], object]) -> list[str]:
+    """Which functions of the package it calls, in this thread."""
+    folder = str(Path(cellmw.__file__).parent)
+    names: list[str] = []
+
+    def note(frame: FrameType, event: str, arg: object) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(folder):
+            names.append(frame.f_code.co_qualname)
+
+    sys.setprofile(note)
+    try:
+        send()
+    finally:
+        sys.setprofile(None)
+    return names
+
+
+@pytest.mark.parametrize("kind,most", [("cast", 32), ("call", 35)])
+def test_a_warm_message_costs_few_functions_and_no_thread(
+    api: Service, vhost: servers.Vhost, kind: str, most: int
+) -> None:
+    cell = api.add_cell(durable(vhost.url))
+    found: list[list[str]] = []
+
+    def handler(context: Any) -> None:
+        def send() -> None:
+            context.mq_connection._send(
+                TARGET,
+                {},
+                {"method": "reboot_instance", "args": {"number": 1}},
+                wait_for_reply=kind == "call",
+                timeout=PATIENCE if kind == "call" else None,
+            )
+
+        send()
+        send()
+        found.append(names_of_ours(send))
+
+    with stack.serving(durable(vhost.url), Answering(), server=HOST):
+        assert api.request(cell, handler).status_int == 200
+    (names,) = found
+    # The worker's part would not be among those of this thread.
+    assert "Sending.written" in names
+    assert len(names) <= most, names
 
 
 # Connections that were cut while nobody used them.

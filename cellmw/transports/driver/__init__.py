@@ -44,7 +44,9 @@ __all__ = [
     "judge_silent",
     "keeps_queue_names",
     "prepare_queue_manager",
+    "release",
     "reports",
+    "reserve",
     "under_way",
 ]
 
@@ -95,6 +97,36 @@ def reports(transport: RPCTransport) -> bool:
     return isinstance(driver, Reporting) or isinstance(
         getattr(driver, "_connection_pool", None), ConnectionPool
     )
+
+
+def reserve(
+    transport: RPCTransport, message: Message, *, is_call: bool
+) -> bool:
+    """Keep an open connection for a message, if that takes no waiting.
+
+    Then the calling thread may send the message, and waits for nothing but
+    that connection's socket, until the message's deadline, and for a reply
+    as long as it says.  A call needs the transport's reply queue, which the
+    first call opens without a deadline; the lock around that is free as soon
+    as there is one.
+
+    :returns: whether there is one; :func:`release` gives it back
+    """
+    driver: Any = transport._driver
+    connections = getattr(driver, "_connection_pool", None)
+    if type(connections) is ConnectionPool:
+        if is_call and driver._reply_q is None:
+            return False
+        return connections.reserve(message)
+    return isinstance(driver, Reporting) and driver.reserve(message)
+
+
+def release(transport: RPCTransport, message: Message) -> None:
+    """Give back what was reserved for a message and not used."""
+    connection, message.reserved = message.reserved, None
+    if connection is not None:
+        driver: Any = transport._driver
+        driver._connection_pool.put(connection)
 
 
 def connect(transport: RPCTransport) -> bool:

@@ -22,7 +22,7 @@ import amqp.exceptions
 from oslo_messaging._drivers import common, pool
 
 from cellmw.transports.driver.progress import Message, Verdict, under_way
-from cellmw.transports.driver.rabbit import Connection, reporting
+from cellmw.transports.driver.rabbit import Connection, NotReady, reporting
 from cellmw.transports.driver.wire import Expired
 
 # How long a broker's limit is taken for granted, in seconds.
@@ -84,6 +84,10 @@ class ConnectionPool(pool.ConnectionPool):
         :raises Expired: there is one, and no time left to use it
         """
         message = under_way.message
+        if message is not None and message.reserved is not None:
+            reserved: Connection = message.reserved
+            message.reserved = None
+            return reserved
         while True:
             connection = self._next(message)
             if connection is None:
@@ -99,6 +103,32 @@ class ConnectionPool(pool.ConnectionPool):
                 # It serves the next message.
                 self.put(connection)
                 message.failed(Verdict.LATE, error)
+                raise
+            self._discard(connection)
+
+    def reserve(self, message: Message) -> bool:
+        """Keep a connection for the next :meth:`get` of this message.
+
+        Waits for nothing: neither where all are in use, nor for the thread
+        that has one for its heartbeat.
+
+        :returns: whether there is one
+        """
+        while True:
+            with self._cond:
+                if self._waiting or not self._items:
+                    return False
+                connection: Connection = self._items.pop()[1]
+                connection.is_pooled = False
+            try:
+                if connection.take(message, wait=False):
+                    message.reserved = connection
+                    return True
+            except NotReady:
+                self.put(connection)
+                return False
+            except BaseException:
+                self.put(connection)
                 raise
             self._discard(connection)
 
@@ -140,6 +170,7 @@ class ConnectionPool(pool.ConnectionPool):
 
     def _pop(self) -> Connection:
         connection: Connection = self._items.pop()[1]
+        connection.is_pooled = False
         return connection
 
     def _may_open(self) -> bool:
@@ -209,31 +240,35 @@ class ConnectionPool(pool.ConnectionPool):
         yield True
 
     def put(self, item: Connection) -> None:
-        """Take a connection back."""
-        item.leave()
-        if not item.is_usable:
+        """Take a connection back; a second time does nothing.
+
+        Closes the one that is unused for longest, if that is too long, in
+        another thread.
+        """
+        if item.is_pooled:
+            # A signal's handler has raised at the end of the first time.
+            return
+        if not item.leave():
             self._discard(item)
             return
+        now = time.monotonic()
+        expired = None
         with self._cond:
-            self._items.append((time.monotonic(), item))
+            item.is_pooled = True
+            self._items.append((now, item))
             if self._waiting:
                 self._cond.notify()
-            expired = self._expired()
+            if len(self._items) > self._min_size:
+                since, unused = self._items[0]
+                if now - since >= self._item_ttl:
+                    self._items.popleft()
+                    self._current_size -= 1
+                    expired = unused
         if expired is not None:
             self._close(expired)
 
-    def _expired(self) -> Connection | None:
-        """Take out the one that is unused for longest, if for too long."""
-        if len(self._items) <= self._min_size:
-            return None
-        since, connection = self._items[0]
-        if time.monotonic() - since < self._item_ttl:
-            return None
-        self._items.popleft()
-        self._current_size -= 1
-        return connection  # type: ignore[no-any-return]
-
     def _discard(self, connection: Connection) -> None:
+        connection.is_pooled = True
         with self._cond:
             self._current_size -= 1
             self._cond.notify()

@@ -63,6 +63,7 @@ _FACTS: tuple[tuple[object, str, str], ...] = (
     ),
     (impl_rabbit, "Connection.ensure_connection", "_set_current_channel"),
     (impl_rabbit, "Connection.ensure", "_set_current_channel autoretry"),
+    (impl_rabbit, "Connection._publish", "_transport_socket_timeout publish"),
     (impl_rabbit, "Connection.set_transport_socket_timeout", "settimeout"),
     (kombu.connection, "Connection.default_channel", "_default_channel"),
     # A channel sends with one method, a transport reads and writes with two.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 import threading
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Verdict(enum.Enum):
@@ -45,9 +45,11 @@ class Message(Protocol):
     """A message as its driver sees it.
 
     :ivar deadline: when delivering it must end, on ``time.monotonic``
+    :ivar reserved: the connection that its driver keeps for it, if any
     """
 
     deadline: float
+    reserved: Any
 
     def writing(self) -> None:
         """Say that the next step may write the message.
@@ -79,3 +81,10 @@ class Reporting:
         :raises Exception: the broker cannot be reached
         """
         raise NotImplementedError
+
+    def reserve(self, message: Message) -> bool:
+        """Whether sending waits for nothing without a deadline.
+
+        From then on the driver ends each wait at the message's deadline.
+        """
+        return False

@@ -3,10 +3,12 @@
 
 Read in oslo.messaging 18.3, kombu 5.4 and 5.7, and amqp 5.2 and 5.4:
 
-- ``Connection._ensure_publishing`` gets the method that publishes, takes the
-  connection's lock and runs that method in ``ensure``, which replaces what it
-  raises by a MessageDeliveryFailure.  With ``retry=0`` it runs it once.  It
+- ``Connection._ensure_publishing`` takes the connection's lock and runs the
+  method that publishes in ``ensure``, which replaces what it raises by a
+  MessageDeliveryFailure.  With ``retry=0`` it runs it once.  The method
   returns when the broker has confirmed the message.
+- ``_publish`` sets the socket's timeout twice, by
+  ``_transport_socket_timeout``.
 - ``_set_current_channel`` gets each new channel.  ``_heartbeat_start`` is
   called at the end of opening, before anybody else has the connection, and
   only where it is one to send with.
@@ -19,9 +21,10 @@ Read in oslo.messaging 18.3, kombu 5.4 and 5.7, and amqp 5.2 and 5.4:
 
 from __future__ import annotations
 
+import _thread
 import contextlib
+import functools
 import struct
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Self
@@ -54,6 +57,7 @@ _CONNECTION_ERRORS = (
     OSError,
     EOFError,
 )
+_AS_IT_IS = contextlib.nullcontext()
 # What RabbitMQ 3.10 says where a 403 is not about the user's rights.
 _NOT_ABOUT_RIGHTS = (
     "reserved prefix",
@@ -102,6 +106,14 @@ def judge_publishing(error: BaseException) -> Verdict:
     return judge(error)
 
 
+def _nothing() -> None:
+    """For a channel alone."""
+
+
+def _fail(error: Exception) -> None:
+    raise error
+
+
 def _problem_finder(
     conf: cfg.ConfigOpts, url: oslo_messaging.TransportURL
 ) -> Callable[[], str]:
@@ -122,7 +134,11 @@ def _tells_of_broker(error: Exception) -> bool:
     return isinstance(error, (*_CONNECTION_ERRORS, MemoryError))
 
 
-class _Lock:
+class NotReady(Exception):
+    """A connection cannot be used at once."""
+
+
+class _Lock(_thread.RLock):  # type: ignore[misc]  # it may be derived from
     """In place of the driver's lock: can be tried, and taken again.
 
     The driver's prefers the heartbeat's thread.  Here that needs no
@@ -130,17 +146,9 @@ class _Lock:
     RabbitMQ takes for a heartbeat.
     """
 
-    def __init__(self) -> None:
-        lock = threading.RLock()
-        self.acquire = lock.acquire
-        self.release = lock.release
-        self.heartbeat_acquire = lock.acquire
-
-    def __enter__(self) -> None:
+    def heartbeat_acquire(self) -> None:
+        """Take it."""
         self.acquire()
-
-    def __exit__(self, *error: object) -> None:
-        self.release()
 
     def for_heartbeat(self) -> Self:
         """Hold it for one heartbeat."""
@@ -157,6 +165,7 @@ class Connection(impl_rabbit.Connection):
 
     :ivar wire: its socket; None: not known, so that no deadline holds
     :ivar is_taken: whether a message has it
+    :ivar is_pooled: whether nobody has it, or it is to be closed
     """
 
     def __init__(
@@ -168,6 +177,7 @@ class Connection(impl_rabbit.Connection):
     ) -> None:
         self.wire: Wire | None = None
         self.is_taken = False
+        self.is_pooled = False
         self._hooked: Any = None
         tries_left = max(0, len(url.hosts) - 1)
         find_problem = _problem_finder(conf, url)
@@ -193,27 +203,37 @@ class Connection(impl_rabbit.Connection):
             reason or f"its URL cannot be used to connect ({name})"
         )
 
-    def take(self, message: Message) -> bool:
+    def take(self, message: Message, *, wait: bool = True) -> bool:
         """Reserve it for a message; whether it can be written to.
 
-        Waits for the heartbeat's thread until the message's deadline.  Reads
-        what has arrived: where the broker or a proxy has closed the
+        Reads what has arrived: where the broker or a proxy has closed the
         connection, that is seen here, before anything is written.
 
+        :param wait: for the heartbeat's thread, until the message's deadline,
+            and for what is to be opened afterwards
         :raises Expired: the deadline has passed, which says nothing about
             this connection
+        :raises NotReady: there is something to wait for
         """
-        left = message.deadline - time.monotonic()
-        if left <= 0 or not self._connection_lock.acquire(timeout=left):
-            raise Expired
+        wire = self.wire
+        if wait:
+            left = message.deadline - time.monotonic()
+            if left <= 0 or not self._connection_lock.acquire(timeout=left):
+                raise Expired
+        elif (
+            wire is None
+            or self.channel is None
+            or not self._connection_lock.acquire(blocking=False)
+        ):
+            raise NotReady
+        self.is_taken = True
         try:
-            self.is_taken = True
-            if self.wire is None:
+            if wire is None:
                 # Nothing tells when it writes.
                 message.writing()
                 return True
-            self.wire.deadline = message.deadline
-            if self._is_alive(self.wire):
+            wire.deadline = message.deadline
+            if wire.is_quiet() or self._can_go_on(wire):
                 return True
         except BaseException:
             self.leave()
@@ -221,24 +241,26 @@ class Connection(impl_rabbit.Connection):
         self.leave()
         return False
 
-    def leave(self) -> None:
-        """End the reservation; does nothing where there is none."""
-        if not self.is_taken:
-            return
-        self.is_taken = False
-        wire = self.wire
-        if wire is not None:
-            wire.deadline = None
-            if wire.is_short and wire.is_open:
-                wire.is_short = False
-                self.set_transport_socket_timeout()
-        self._connection_lock.release()
+    def leave(self) -> bool:
+        """End the reservation, if there is one.
 
-    def _is_alive(self, wire: Wire) -> bool:
+        :returns: whether another message may be sent with it
+        """
+        wire = self.wire
+        if self.is_taken:
+            self.is_taken = False
+            if wire is not None:
+                wire.deadline = None
+                if wire.is_short and wire.is_open:
+                    wire.is_short = False
+                    self.set_transport_socket_timeout()
+            self._connection_lock.release()
+        return wire is None or bool(wire.transport.connected)
+
+    def _can_go_on(self, wire: Wire) -> bool:
+        """Read what has arrived; whether it is still open then."""
         if not wire.is_open:
             return False
-        if wire.is_quiet():
-            return True
         try:
             while True:
                 self.connection.drain_events(timeout=0)
@@ -246,11 +268,6 @@ class Connection(impl_rabbit.Connection):
             return wire.is_open
         except Exception:
             return False
-
-    @property
-    def is_usable(self) -> bool:
-        """Whether another message may be sent with it."""
-        return self.wire is None or self.wire.is_open
 
     def _heartbeat_start(self) -> None:
         self._connection_lock = _Lock()
@@ -293,36 +310,47 @@ class Connection(impl_rabbit.Connection):
 
         return send_method
 
-    def _ensure_publishing(
-        self, method: Callable[..., None], *args: Any, **kwargs: Any
-    ) -> None:
-        message = under_way.message
+    def ensure(
+        self, method: Callable[[], Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """Run what publishes a message, and tell the message.
+
+        Once, where the message has this connection: the driver's own way
+        would publish it no second time either, and costs more than the rest
+        of ours.
+        """
+        message = under_way.message if self.is_taken else None
         if message is None:
-            super()._ensure_publishing(method, *args, **kwargs)
-            return
-
-        cause: Exception | None = None
-
-        def publish(*arguments: Any) -> None:
-            nonlocal cause
-            try:
-                method(*arguments)
-            except Exception as error:
-                cause = error
-                message.failed(judge_publishing(error), error)
-                raise
-
+            return super().ensure(method, *args, **kwargs)
         try:
-            with reporting():
-                super()._ensure_publishing(publish, *args, **kwargs)
-        except Exception:
-            if cause is None:
-                raise
-            # The driver has put things in order, and raises another one.
-            raise cause from None
-        finally:
-            cause = None
+            if self.channel is None:
+                super().ensure(_nothing, *args, **kwargs)
+            method()
+        except Exception as error:
+            message.failed(judge_publishing(error), error)
+            with contextlib.suppress(Exception):
+                # Puts the connection in order, and raises another error.
+                super().ensure(
+                    functools.partial(_fail, error), *args, **kwargs
+                )
+            raise
+        except BaseException:
+            # What the broker says of this message is still to come, and must
+            # not be taken for what it says of the next one.
+            if self.wire is not None:
+                self.wire.shut_down()
+            raise
         message.written()
+        return None
+
+    def _transport_socket_timeout(
+        self, timeout: float | None
+    ) -> contextlib.AbstractContextManager[Any]:
+        if self.is_taken and self.wire is not None:
+            return _AS_IT_IS  # the wire sees to that, with less system calls
+        bound: contextlib.AbstractContextManager[Any]
+        bound = super()._transport_socket_timeout(timeout)
+        return bound
 
     def declare_consumer(self, consumer: Any) -> Any:
         """Declare a queue: for a sender, the one for its replies."""

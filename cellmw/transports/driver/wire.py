@@ -17,10 +17,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import select
 import socket
 import ssl
 import time
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from cellmw.transports.driver.progress import Message
@@ -50,7 +52,6 @@ class Wire:
     :ivar deadline: of the message that has the connection, on
         ``time.monotonic``; None: nobody has it
     :ivar publishing: the message whose bytes are written now
-    :ivar expired: whether a deadline has passed, and the socket is shut down
     :ivar is_short: whether the socket was left with a short timeout
     """
 
@@ -58,78 +59,67 @@ class Wire:
         self.transport = transport
         self.deadline: float | None = None
         self.publishing: Message | None = None
-        self.expired = False
         self.is_short = False
         self._sock: socket.socket = transport.sock
-        self._recv = transport._quick_recv
-        self._send = transport._write
         self._arrived = select.poll()
         self._arrived.register(self._sock.fileno(), select.POLLIN)
-        transport._quick_recv = self._read
-        transport._write = self._write
+        transport._quick_recv = self._bounded(transport._quick_recv)
+        transport._write = self._bounded(transport._write)
 
     @property
     def is_open(self) -> bool:
         """Whether it is not known to be closed."""
-        return not self.expired and bool(self.transport.connected)
+        return bool(self.transport.connected)
 
     def is_quiet(self) -> bool:
-        """Whether nothing has arrived, an end of the stream included."""
-        sock = self._sock
-        if self.transport._read_buffer or (
-            isinstance(sock, ssl.SSLSocket) and sock.pending()
-        ):
+        """Whether it is open, and no more has arrived, nor its end."""
+        transport, sock = self.transport, self._sock
+        if transport._read_buffer or not transport.connected:
+            return False
+        if isinstance(sock, ssl.SSLSocket) and sock.pending():
             return False
         return not self._arrived.poll(0)
 
-    def _arm(self) -> bool:
-        """Bound the next wait; whether the deadline does that."""
-        if self.expired:
-            raise Expired
-        if self.deadline is None:
-            return False
-        left = self.deadline - time.monotonic()
-        if left <= 0:
-            self.break_off()
-        timeout = self._sock.gettimeout()
-        if timeout == 0:
-            return False
-        if timeout is None or not -_TOLERANCE < timeout - left < _TOLERANCE:
-            self._sock.settimeout(left)
-            self.is_short = left < _SHORT
-        return True
+    def _bounded(self, use: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """A read or a write that waits until the deadline at most."""
+        sock = self._sock
 
-    def _read(self, count: int) -> bytes:
-        bounded = self._arm()
-        try:
-            data: bytes = self._recv(max(count, _READ_AHEAD))
-            return data
-        except (BlockingIOError, ssl.SSLWantReadError):
-            raise TimeoutError("timed out") from None
-        except TimeoutError:
-            if bounded:
-                self.break_off()
-            raise
+        def bounded(what: Any) -> Any:
+            timeout = sock.gettimeout()
+            is_bound = timeout != 0 and self.deadline is not None
+            if self.deadline is not None:
+                left = self.deadline - time.monotonic()
+                if left <= 0:
+                    self.break_off()
+                if is_bound and abs((timeout or math.inf) - left) > _TOLERANCE:
+                    sock.settimeout(left)
+                    self.is_short = left < _SHORT
+            if type(what) is int:
+                what = max(what, _READ_AHEAD)
+            elif self.publishing is not None:
+                self.publishing.writing()
+            try:
+                return use(what)
+            except (BlockingIOError, ssl.SSLWantReadError):
+                raise TimeoutError("timed out") from None
+            except TimeoutError:
+                if is_bound:
+                    self.break_off()
+                raise
 
-    def _write(self, data: Any) -> None:
-        bounded = self._arm()
-        if self.publishing is not None:
-            self.publishing.writing()
-        try:
-            self._send(data)
-        except TimeoutError:
-            if bounded:
-                self.break_off()
-            raise
+        return bounded
 
     def break_off(self) -> NoReturn:
-        """Shut the socket down.
+        """Shut the socket down at the deadline.
 
         :raises Expired: always
         """
-        self.expired = True
+        self.shut_down()
+        raise Expired
+
+    def shut_down(self) -> None:
+        """See that what is done next with the socket fails at once."""
         self.transport.connected = False
         with contextlib.suppress(OSError, ValueError):
             # Not SSLSocket's, which forgets its TLS object.
             socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
-        raise Expired

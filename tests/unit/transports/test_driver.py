@@ -20,12 +20,12 @@ from oslo_config import cfg
 from oslo_messaging._drivers import amqpdriver, impl_rabbit
 
 from cellmw.transports import driver, oslo
-from cellmw.transports.driver import Verdict, fit, under_way
+from cellmw.transports.driver import Verdict, fit, rabbit, under_way
 from cellmw.transports.driver.connections import (
     ConnectionPool,
     NoConnectionFree,
 )
-from cellmw.transports.driver.rabbit import judge, judge_publishing
+from cellmw.transports.driver.rabbit import NotReady, judge, judge_publishing
 from cellmw.transports.driver.wire import Expired, Wire
 from tests.fakes import PATIENCE, Gate, Threads
 
@@ -43,6 +43,7 @@ class Message:
 
     def __init__(self, seconds: float = PATIENCE) -> None:
         self.deadline = time.monotonic() + seconds
+        self.reserved: Any = None
         self.told: list[str] = []
         self.verdict: Verdict | None = None
 
@@ -288,13 +289,17 @@ class Connection:
         self.number = number
         self.is_alive = True
         self.is_usable = True
+        self.is_ready = True
+        self.is_pooled = False
         self.closed = threading.Event()
 
-    def take(self, message: object) -> bool:
+    def take(self, message: object, *, wait: bool = True) -> bool:
+        if not wait and not self.is_ready:
+            raise NotReady
         return self.is_alive
 
-    def leave(self) -> None:
-        pass
+    def leave(self) -> bool:
+        return self.is_usable
 
     def close(self) -> None:
         self.closed.set()
@@ -373,6 +378,138 @@ def test_a_full_pool_is_waited_for_until_the_deadline(pool: Any) -> None:
     assert pool._waiting == 0
     for connection in held:
         pool.put(connection)
+
+
+def test_what_is_reserved_is_what_the_message_gets(
+    pool: Any, broker: Broker
+) -> None:
+    with Message() as message:
+        assert not pool.reserve(message)
+        held = [pool.get(), pool.get()]
+        for connection in held:
+            pool.put(connection)
+        assert pool.reserve(message)
+        assert message.reserved is held[1]
+        assert pool.get() is held[1]
+        # Once.
+        assert pool.get() is held[0]
+
+
+def test_what_is_reserved_and_not_used_is_given_back(pool: Any) -> None:
+    transport: Any = types.SimpleNamespace(
+        _driver=types.SimpleNamespace(_connection_pool=pool, _reply_q=None)
+    )
+    with Message() as message:
+        pool.put(pool.get())
+        # Its reply queue would have to be opened.
+        assert not driver.reserve(transport, message, is_call=True)
+        transport._driver._reply_q = "reply"
+        assert driver.reserve(transport, message, is_call=True)
+        assert not pool._items
+        for _ in range(2):
+            driver.release(transport, message)
+        assert len(pool._items) == 1
+
+
+def test_nothing_is_reserved_before_those_that_wait(pool: Any) -> None:
+    with Message() as message:
+        pool.put(pool.get())
+        pool._waiting = 1
+        assert not pool.reserve(message)
+        pool._waiting = 0
+        assert pool.reserve(message)
+
+
+def test_a_reservation_waits_for_no_heartbeat(
+    pool: Any, broker: Broker
+) -> None:
+    with Message() as message:
+        pool.put(pool.get())
+        broker.opened[0].is_ready = False
+        assert not pool.reserve(message)
+        broker.opened[0].is_ready = True
+        assert pool.get() is broker.opened[0]
+
+
+def test_a_reservation_passes_over_dead_connections_and_closes_none(
+    pool: Any, broker: Broker
+) -> None:
+    closing: list[Any] = []
+
+    def later(close: Any) -> bool:
+        closing.append(close)
+        return True
+
+    pool._later = later
+    with Message() as message:
+        for connection in [pool.get(), pool.get()]:
+            pool.put(connection)
+        broker.opened[1].is_alive = False
+        assert pool.reserve(message)
+        assert message.reserved is broker.opened[0]
+    assert closing == [broker.opened[1].close]
+    assert not broker.opened[1].closed.is_set()
+
+
+def test_what_is_given_back_twice_is_there_once(pool: Any) -> None:
+    with Message():
+        connection = pool.get()
+    for _ in range(2):
+        pool.put(connection)
+    assert len(pool._items) == 1
+
+
+class Bare(rabbit.Connection):
+    """A connection without a broker."""
+
+    def __init__(self, wire: Wire) -> None:
+        self.wire = wire
+        self.channel = object()
+        self.is_taken = self.is_pooled = False
+        self._connection_lock = rabbit._Lock()
+        self._heartbeat_thread = None
+
+
+def test_a_connection_in_use_by_its_heartbeat_is_not_ready() -> None:
+    gate = Gate()
+    with wired() as (wire, _, _there), Threads() as threads:
+        connection = Bare(wire)
+
+        def heartbeat() -> None:
+            with connection._connection_lock.for_heartbeat():
+                gate.wait()
+
+        threads.start(heartbeat)
+        gate.await_arrival()
+        message: Any = Message()
+        with pytest.raises(NotReady):
+            connection.take(message, wait=False)
+        gate.open()
+        threads.join()
+        assert connection.take(message, wait=False)
+        assert connection.leave()
+        # A channel would have to be opened.
+        connection.channel = None
+        with pytest.raises(NotReady):
+            connection.take(message, wait=False)
+        connection.channel, connection.wire = object(), None
+        with pytest.raises(NotReady):
+            connection.take(message, wait=False)
+
+
+def test_a_signal_in_the_middle_of_a_message_ends_its_connection() -> None:
+    """The next one must not take the confirmation for its own."""
+
+    def publish() -> None:
+        raise KeyboardInterrupt
+
+    with wired() as (wire, _, _there), Message() as message:
+        connection = Bare(wire)
+        assert connection.take(message, wait=False)
+        with pytest.raises(KeyboardInterrupt):
+            connection.ensure(publish, retry=0)
+        assert message.told == []
+        assert not connection.leave()
 
 
 def test_dead_connections_are_passed_over(pool: Any, broker: Broker) -> None:

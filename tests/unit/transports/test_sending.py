@@ -18,10 +18,11 @@ from oslo_config import cfg
 
 from cellmw import exceptions
 from cellmw.cells.mapping import Cell, Generation
-from cellmw.transports.driver import under_way
+from cellmw.transports.driver import Reporting, under_way
+from cellmw.transports.driver.wire import Expired
 from cellmw.transports.handle import RequestLease
 from cellmw.transports.pool import Lease
-from cellmw.transports.sending import OtherGeneration, Outgoing, Sending
+from cellmw.transports.sending import OtherGeneration, Sending
 from cellmw.workers import Job, Workers
 from tests.fakes import (
     PASSWORD,
@@ -45,9 +46,10 @@ TARGET = oslo_messaging.Target(
 )
 
 
-@pytest.fixture(params=[16, 0], ids=["cached", "uncached"])
+@pytest.fixture(params=["cached", "uncached", "ready"])
 def stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
-    with Stack(max_size=request.param) as stack:
+    max_size = 0 if request.param == "uncached" else 16
+    with Stack(max_size=max_size, ready=request.param == "ready") as stack:
         stack.put(1)
         yield stack
 
@@ -147,14 +149,154 @@ def test_a_call_waits_as_long_as_configured(stack: Stack) -> None:
     ]
 
 
-def test_a_message_is_sent_by_a_thread_of_ours(stack: Stack) -> None:
-    found: list[threading.Thread] = []
-    stack.transports.on_send = lambda one, sent: found.append(
-        threading.current_thread()
-    )
+# Who sends it.
+
+
+@pytest.fixture
+def senders(stack: Stack) -> list[str]:
+    """In which thread each message was written."""
+    found: list[str] = []
+    here = threading.current_thread()
+
+    def note(one: Transport, sent: Sent) -> None:
+        thread = threading.current_thread()
+        found.append("here" if thread is here else thread.name[:13])
+
+    stack.transports.on_send = note
+    return found
+
+
+def test_the_thread_of_the_request_sends_where_all_is_open(
+    stack: Stack, senders: list[str]
+) -> None:
     with stack.handle() as handle:
         cast(handle)
-    assert found[0].name.startswith("cellmw-worker")
+        cast(handle)
+        call(handle)
+    with stack.handle() as handle:
+        cast(handle)
+    here = "here" if stack.ready else "cellmw-worker"
+    assert senders == ["cellmw-worker", here, here, here]
+
+
+@pytest.mark.parametrize("stack", ["ready"], indirect=True)
+def test_a_worker_sends_where_something_would_be_waited_for(
+    stack: Stack, senders: list[str]
+) -> None:
+    with stack.handle() as handle:
+        cast(handle)
+    # The database would have to be asked for the cell.
+    unknown = RequestLease(
+        stack.pool, lambda: stack.cells[cell_uuid(1)], lambda: None
+    )
+    stack.borrower = lambda of: unknown  # type: ignore[method-assign]
+    with stack.handle() as handle:
+        cast(handle)
+        cast(handle)
+    # A connection would have to be opened.
+    stack.transports.opened[0]._driver = Reporting()
+    with stack.handle() as handle:
+        cast(handle)
+    assert senders == ["cellmw-worker"] * 2 + ["here", "cellmw-worker"]
+
+
+@pytest.mark.parametrize("stack", ["ready"], indirect=True)
+def test_a_transport_that_is_being_opened_is_not_waited_for_here(
+    stack: Stack, senders: list[str]
+) -> None:
+    gate = Gate()
+    stack.transports.on_open = gate.wait
+    with stack.handle() as handle, Threads() as threads:
+        threads.start(lambda: stack.acquire().release())
+        gate.await_arrival()
+        assert stack.borrower(stack.cells[cell_uuid(1)]).lease_now() is None
+        gate.open()
+        threads.join()
+        cast(handle)
+    assert senders == ["here"]
+
+
+@pytest.mark.parametrize("stack", ["ready"], indirect=True)
+@pytest.mark.parametrize(
+    "error", [OSError("reset"), amqp.exceptions.AccessRefused("no")]
+)
+def test_what_was_not_written_here_a_worker_tries_once_more(
+    stack: Stack, senders: list[str], error: Exception
+) -> None:
+    with stack.handle() as handle:
+        cast(handle)
+
+    def rotate() -> None:
+        stack.put(1, state=1)
+
+    stack.on_refresh = rotate
+    stack.transports.before_writing = _failing_one(error, times=1)
+    with stack.handle() as handle:
+        cast(handle)
+        # And no third time.
+        stack.on_refresh = lambda: None
+        stack.transports.before_writing = _failing_one(error, times=2)
+        with pytest.raises(exceptions.CellUnavailable):
+            cast(handle)
+    assert senders == ["cellmw-worker"] * 2
+    assert (stack.guard().stats().sent, stack.guard().stats().failed) == (2, 1)
+
+
+@pytest.mark.parametrize("stack", ["ready"], indirect=True)
+@pytest.mark.parametrize("at", ["before_writing", "on_send"])
+def test_what_meets_its_deadline_here_is_told_as_it_is(
+    stack: Stack, at: str
+) -> None:
+    with stack.handle() as handle:
+        cast(handle)
+        setattr(stack.transports, at, _failing(Expired()))
+        with pytest.raises(
+            exceptions.CellUnavailable, match="longer than 30 s"
+        ) as caught:
+            cast(handle)
+    assert caught.value.maybe_delivered is (at == "on_send")
+    assert len(stack.transports.opened) == 1
+    stats = stack.guard().stats()
+    assert (stats.failed, stats.stuck, stats.under_way) == (1, 0, 0)
+
+
+@pytest.mark.parametrize("stack", ["ready"], indirect=True)
+def test_a_message_of_another_generation_is_sent_by_a_worker(
+    stack: Stack, senders: list[str]
+) -> None:
+    with stack.handle() as handle:
+        cast(handle)
+    borrower = stack.borrower(stack.cells[cell_uuid(1)])
+    stack.borrower = lambda of: borrower  # type: ignore[method-assign]
+    real = stack.transports.before_writing
+
+    def decide(one: Transport) -> None:
+        stack.transports.before_writing = real
+        # Another message of the request has gone out with it.
+        borrower.pin(generation(1, 1))
+
+    stack.transports.before_writing = decide
+    with stack.handle() as handle:
+        cast(handle)
+    assert senders == ["cellmw-worker"] * 2
+    assert stack.transports.opened[-1].generation is generation(1, 1)
+
+
+@pytest.mark.parametrize("stack", ["ready"], indirect=True)
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+@pytest.mark.parametrize("at", ["before_writing", "on_send", "on_reply"])
+def test_a_signal_while_it_is_sent_here_leaves_nothing(
+    stack: Stack, kind: type[BaseException], at: str
+) -> None:
+    with stack.handle() as handle:
+        cast(handle)
+        setattr(stack.transports, at, _failing(kind()))
+        with pytest.raises(kind):
+            call(handle)
+        assert under_way.message is None
+        assert stack.stats.leases == 1
+        stats = stack.guard().stats()
+        assert (stats.under_way, stats.failed, stats.stuck) == (0, 0, 0)
 
 
 # The request's hold.
@@ -456,10 +598,12 @@ def test_what_is_written_with_the_other_generation_is_decided_as_well(
 
     of = stack.cells[cell_uuid(1)]
     borrower = Torn(stack.pool, lambda: of)
-    outgoing = Outgoing(TARGET, {}, message(), None, None, None, None)
+    options = {"wait_for_reply": False, "timeout": None}
     stack.transports.on_send = _failing(OSError("reset"))
     with pytest.raises(exceptions.DeliveryUncertain):
-        Sending(stack.delivering, of, outgoing, borrower).deliver()
+        Sending(
+            stack.delivering, of, borrower, (TARGET, {}, message()), options
+        ).deliver()
     borrower.end()
     assert not torn
     assert stack.guard().stats().failed == 1
@@ -1013,6 +1157,7 @@ def test_a_thread_that_is_ended_leaves_nothing(
 
 
 @pytest.mark.parametrize("handed_over", [False, True])
+@pytest.mark.parametrize("stack", ["cached", "uncached"], indirect=True)
 def test_a_thread_that_is_ended_while_it_hands_over_leaves_nothing(
     stack: Stack, monkeypatch: pytest.MonkeyPatch, handed_over: bool
 ) -> None:
