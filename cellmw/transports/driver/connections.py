@@ -219,10 +219,14 @@ class ConnectionPool(pool.ConnectionPool):
     def _making_room(self) -> Iterator[bool]:
         """Rounds in which to try; True: the last one."""
         message = under_way.message
-        if message is None or not self._current_size:
+        if message is None:
             yield True
             return
         yield False
+        # Looked at afterwards: those to send with may have come meanwhile.
+        if not self._current_size:
+            yield True
+            return
         with self._cond:
             self._limited_until = time.monotonic() + _LIMITED_FOR
         spare = self._next(message)
@@ -235,6 +239,8 @@ class ConnectionPool(pool.ConnectionPool):
                 self._current_size -= 1
         # The broker counts it for a moment yet.
         while time.monotonic() < message.deadline - _PAUSE:
+            # Nor must another one to send with take the room.
+            self._limited_until = time.monotonic() + _LIMITED_FOR
             time.sleep(_PAUSE)
             yield False
         yield True

@@ -581,6 +581,30 @@ def test_one_to_send_with_makes_room_for_the_replies(
     assert sum(one.closed.is_set() for one in broker.opened) == 1
 
 
+def test_replies_get_their_room_from_those_that_came_meanwhile(
+    pool: Any, broker: Broker
+) -> None:
+    broker.most = 2
+    held: list[Any] = []
+
+    once = iter([None])
+
+    def come() -> None:
+        # While the connection for replies is being opened.
+        for _ in once:
+            with Message():
+                held.extend([pool.get(), pool.get()])
+            for connection in held:
+                pool.put(connection)
+
+    broker.on_open = come
+    with Message() as message:
+        replies = pool.create("listen")
+    assert replies is broker.opened[-1]
+    assert message.verdict is None
+    assert pool._current_size == 1
+
+
 def test_what_is_unused_for_too_long_is_closed(
     pool: Any, broker: Broker
 ) -> None:
