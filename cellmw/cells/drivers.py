@@ -158,7 +158,7 @@ def refuse(url: sa.URL) -> str | None:
     try:
         dialect_class: Any = url.get_dialect()
     except sa.exc.NoSuchModuleError:
-        return "SQLAlchemy knows no such kind of database, or driver"
+        return "SQLAlchemy has no dialect or driver of this name"
     name = dialect_class.driver
     if dialect_class.is_async:
         return (

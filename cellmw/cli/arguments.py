@@ -1,7 +1,7 @@
 # Licensed under the Apache License, Version 2.0; see the file LICENSE.
 """Command-line options and their types.
 
-Light to import: ``cellmw-manage --help`` needs no more of this package.
+``cellmw-manage --help`` imports no other module of this package.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TextIO
 from cellmw import redaction
 from cellmw.redaction import Secret
 
-# What argparse says before it quotes them.
+# How argparse begins its error.
 _UNRECOGNIZED = "unrecognized arguments: "
 
 is_uuid = re.compile(
@@ -24,16 +24,16 @@ is_uuid = re.compile(
 
 
 def complain(stream: TextIO, text: str) -> None:
-    """Print one line that says what is wrong, without credentials."""
+    """Print an error as one line, without credentials."""
     stream.write(
         f"cellmw-manage: {redaction.one_line(redaction.scrub(text))}\n"
     )
 
 
 def add_config_options(parser: argparse.ArgumentParser, *, dest: str) -> None:
-    """Add the options that say where the configuration is.
+    """Add the options for configuration files and directories.
 
-    Both go into one list, because a later file wins, as in oslo.config.
+    Both share one list, because a later file wins, as in oslo.config.
     """
     parser.add_argument(
         "--config-file",
@@ -55,9 +55,9 @@ def add_config_options(parser: argparse.ArgumentParser, *, dest: str) -> None:
         type=_source("--config-dir"),
         dest=dest,
         help=(
-            "Directory whose *.conf files are read in their order. Can be "
-            "repeated, and mixed with --config-file. Default: the directories "
-            "that oslo.config finds for cellmw, such as "
+            "Directory whose *.conf files are read in the order of their "
+            "names. Can be repeated, and mixed with --config-file. Default: "
+            "the directories that oslo.config finds for cellmw, such as "
             "/etc/cellmw/cellmw.conf.d."
         ),
     )
@@ -73,30 +73,30 @@ def _source(option: str) -> Callable[[str], str]:
 
 
 def report_errors_on_one_line(parser: argparse.ArgumentParser) -> None:
-    """Let the parser say what is wrong without the whole usage."""
+    """Make a parser report errors on one line, without the usage."""
 
     def error(message: str) -> None:
         if message.startswith(_UNRECOGNIZED):
-            # The rest of a URL with a space in it, perhaps a password.
+            # They may be the rest of a URL with a space in it.
             words = message.removeprefix(_UNRECOGNIZED).split(" ")
             hidden = ["***" if "@" in word else word for word in words]
             message = _UNRECOGNIZED + " ".join(hidden)
         complain(sys.stderr, message)
         parser.exit(2)
 
-    # argparse calls it by its name.
-    parser.error = error  # type: ignore[method-assign,assignment]
+    # argparse looks the method up on the instance.
+    parser.error = error  # type: ignore[method-assign,assignment]  # see above
 
 
 def uuid(text: str) -> str:
-    """A UUID in its usual form, in lower case as the tables hold it."""
+    """Convert a UUID to lower case, as the tables hold it."""
     if not is_uuid(text):
         raise argparse.ArgumentTypeError("it is not a UUID")
     return text.lower()
 
 
 def name(text: str) -> str:
-    """A text that a column of 255 characters can hold."""
+    """Accept a text that fits a column of 255 characters."""
     if not text.strip() or len(text) > 255 or not text.isprintable():
         raise argparse.ArgumentTypeError(
             "it takes 1 to 255 printable characters"
@@ -105,7 +105,7 @@ def name(text: str) -> str:
 
 
 def cell(text: str) -> str:
-    """A cell's UUID in lower case, or its name."""
+    """Convert a cell's UUID to lower case, or accept its name."""
     if "://" in text:
         raise argparse.ArgumentTypeError(
             "it takes the UUID or the name of a cell, not a URL"
@@ -114,7 +114,7 @@ def cell(text: str) -> str:
 
 
 def secret(text: str) -> Secret:
-    """A URL with credentials; ``-`` reads it from standard input."""
+    """Accept a URL with credentials; ``-`` reads it from standard input."""
     if text == "-":
         text = sys.stdin.readline().strip()
     if not text:
@@ -123,7 +123,7 @@ def secret(text: str) -> Secret:
 
 
 def seconds(text: str) -> float:
-    """A duration above 0."""
+    """Convert a positive number of seconds."""
     try:
         value = float(text)
     except ValueError:
@@ -134,7 +134,7 @@ def seconds(text: str) -> float:
 
 
 def number(least: int, most: int) -> Callable[[str], int]:
-    """A type for whole numbers in a range."""
+    """Return a converter for whole numbers in a range."""
 
     def convert(text: str) -> int:
         if text.isascii() and text.isdigit() and len(text) < 20:

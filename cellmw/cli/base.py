@@ -1,10 +1,9 @@
 # Licensed under the Apache License, Version 2.0; see the file LICENSE.
 """What every command of ``cellmw-manage`` needs.
 
-A command reads its configuration with :meth:`Command.configuration` and
-asks or changes the database through what that gives.  All that is wrong ends
-as one line on standard error and an exit status that is not 0; no text that
-may hold a credential is printed before it was scrubbed.
+A command reads and changes the database through ``Command.configuration``.
+Every failure is one line on standard error and a nonzero exit status.  Texts
+that may hold a credential are scrubbed before they are printed.
 """
 
 from __future__ import annotations
@@ -35,23 +34,23 @@ from cellmw.redaction import Secret
 from cellmw.transports import oslo
 from cellmw.workers import Workers
 
-# How long the database may take for each step of letting us in, and for one
-# statement: what counts a million mappings is not done in a moment.  Seconds.
+# Seconds for each step of connecting to the database, and for one statement.
+# Counting a million mappings takes a while.
 _CONNECT_TIMEOUT = 10.0
 _STATEMENT_TIMEOUT = 300.0
 
 
 class Failed(Exception):
-    """The command cannot be carried out; the text says why."""
+    """The command failed; the text gives the reason."""
 
 
 def new_uuid() -> str:
-    """A UUID that nobody has."""
+    """Return a random UUID."""
     return str(uuid.uuid4())
 
 
 def read(sources: Sequence[str]) -> cfg.ConfigOpts:
-    """The configuration that a command's options name.
+    """Read the configuration that a command's options name.
 
     :raises ConfigurationError: a file cannot be read
     """
@@ -63,7 +62,7 @@ def read(sources: Sequence[str]) -> cfg.ConfigOpts:
 class Configuration:
     """The service's configuration, and the database that it leads to.
 
-    :param conf: what :func:`read` gives, or a filter reads
+    :param conf: what :func:`read` returns, or what a filter has read
     :param settings: None: those of ``[cellmw]`` in ``conf``
     :param connection: URL that stands in for ``[api_database] connection``
     """
@@ -99,12 +98,12 @@ class Configuration:
         self.hide(self._base_url, connection)
 
     def hide(self, *urls: Secret | None) -> None:
-        """Let the credentials of these show up in no text until the end."""
+        """Hide the credentials of these URLs until :meth:`close`."""
         self._holds.append(redaction.KNOWN.hold(*urls))
 
     @functools.cached_property
     def engine(self) -> sa.Engine:
-        """The engine of the API database, which answers."""
+        """The engine of the API database, after a first connection."""
         engine = engines.make_engine(
             self.conf,
             self._connection,
@@ -144,10 +143,7 @@ class Configuration:
         return oslo.known_drivers()
 
     def cells(self) -> list[CellMapping]:
-        """All cell mappings.
-
-        From now on their credentials are hidden wherever they show up.
-        """
+        """Read all cell mappings, and hide their credentials from now on."""
         cells = self.store.cells()
         for cell in cells:
             self.hide(cell.transport_url, cell.database_connection)
@@ -161,7 +157,7 @@ class Configuration:
         return chosen(self.cells(), name)
 
     def expand(self, cell: CellMapping) -> Cell:
-        """What requests for a cell would get, as far as its URL tells."""
+        """What requests for a cell would get, judged by its URL alone."""
         base_url = None if self._base_url is None else self._base_url.reveal()
         return mapping.expand(cell, base_url, self.known_drivers)
 
@@ -181,7 +177,7 @@ class Configuration:
                 cell.name,
                 refusal=(type(error), f"transport_url: {error.cause}"),
             )
-        # A driver that cannot close what it never used can be used.
+        # A driver that fails to close an unused transport is still usable.
         with contextlib.suppress(Exception):
             transport.cleanup()
         return expanded
@@ -191,7 +187,7 @@ class Configuration:
         return oslo.OsloTransports(self.conf, (), Workers())
 
     def close(self) -> None:
-        """Close the connections, and forget what was hidden."""
+        """Close the connections, and stop hiding the credentials."""
         if "engine" in self.__dict__:
             self.engine.dispose()
         while self._holds:
@@ -199,7 +195,7 @@ class Configuration:
 
 
 def chosen(cells: Iterable[CellMapping], name: str) -> CellMapping:
-    """The cell of this UUID or name.
+    """Find a cell by its UUID or name.
 
     :raises Failed: there is none, or several have this name
     """
@@ -218,7 +214,7 @@ def chosen(cells: Iterable[CellMapping], name: str) -> CellMapping:
 
 
 def _refuse_missing_file(url: sa.URL) -> None:
-    """SQLite makes a database by itself where none is."""
+    """Refuse a missing file, which SQLite would create."""
     name = url.database
     if (
         url.get_backend_name() == "sqlite"
@@ -230,13 +226,13 @@ def _refuse_missing_file(url: sa.URL) -> None:
 
 
 def _text_of(conf: cfg.ConfigOpts, group: str, name: str) -> Secret | None:
-    """The value of an option that is a text; None: it is not set."""
+    """Return the value of a text option, or None if it is not set."""
     try:
         text = conf[name] if group == "DEFAULT" else conf[group][name]
         return Secret(text) if text else None
     except (cfg.Error, ValueError):
-        # "$name" stands for another option, and the error quotes it: of a
-        # password with a "$" in it, all that follows.
+        # "$name" refers to another option, and the error quotes the name: the
+        # rest of a password that has a "$" in it.
         pass
     raise Failed(
         f"option {name} in [{group}] has a bad value: it refers to an option "
@@ -247,10 +243,10 @@ def _text_of(conf: cfg.ConfigOpts, group: str, name: str) -> Secret | None:
 class Command(CliffCommand):
     """A command with a configuration, whose failures are one line.
 
-    :ivar names: the columns that it prints, or fields; none: it has no
-        option to choose among them
-    :ivar status: exit status of a command that was carried out
-    :ivar may_make_database: whether SQLite may make a new file
+    :ivar names: the columns or fields that the command prints; empty if no
+        option selects among them
+    :ivar status: exit status of a command that did not fail
+    :ivar may_make_database: whether SQLite may create a file
     """
 
     names: ClassVar[tuple[str, ...]] = ()
@@ -258,17 +254,17 @@ class Command(CliffCommand):
     may_make_database = False
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        """The options that every command has."""
+        """Build the parser, with the options that every command has."""
         parser = super().get_parser(prog_name)
         arguments.add_config_options(parser, dest="config_sources")
         arguments.report_errors_on_one_line(parser)
         return parser
 
     def run(self, parsed_args: argparse.Namespace) -> int:
-        """Carry it out and give the exit status."""
+        """Run the command, and return the exit status."""
         unknown = self._unknown_column(parsed_args)
         if unknown is not None:
-            # cliff finds it out when the change has been made.
+            # cliff would report it only after the change was made.
             arguments.complain(
                 self.app.stderr,
                 f"argument -c/--column: there is no column {unknown!r} "
@@ -299,14 +295,14 @@ class Command(CliffCommand):
         return None
 
     def sources(self, parsed_args: argparse.Namespace) -> list[str]:
-        """The ``--config-file`` and ``--config-dir`` that were given."""
+        """Return the ``--config-file`` and ``--config-dir`` arguments."""
         return [
             *(getattr(self.app.options, "global_sources", None) or ()),
             *(parsed_args.config_sources or ()),
         ]
 
     def _configure(self, parsed_args: argparse.Namespace) -> str | None:
-        """Read the configuration, or say why that is not possible."""
+        """Read the configuration, or return why that failed."""
         try:
             self.configuration = Configuration(
                 read(self.sources(parsed_args)),
@@ -315,12 +311,12 @@ class Command(CliffCommand):
         except (Failed, ConfigurationError) as error:
             return str(error)
         except Exception as error:
-            # Nothing of it is known to be hidden yet.
+            # No credential of the configuration is known yet.
             return of_configuration(error)
         return None
 
     def _try(self, parsed_args: argparse.Namespace) -> str | None:
-        """Carry it out, or say why that is not possible."""
+        """Run the command, or return why it failed."""
         try:
             super().run(parsed_args)
         except BrokenPipeError:
@@ -336,14 +332,14 @@ class Command(CliffCommand):
         return None
 
     def about_database(self, error: Exception) -> str:
-        """What to say when the database could not be used."""
+        """Describe a failure of the database."""
         return about_database(self.configuration, error)
 
 
 def about_database(configuration: Configuration, error: Exception) -> str:
-    """What to say when a configuration's database could not be used."""
+    """Describe a failure of a configuration's database."""
     cause = _cause(error)
-    # oslo.db does not know what libpq says of a server without an answer.
+    # oslo.db does not recognize libpq's text for a timeout.
     if isinstance(error, db_exception.DBConnectionError) or (
         cause.endswith("timeout expired")
     ):
@@ -353,12 +349,12 @@ def about_database(configuration: Configuration, error: Exception) -> str:
             "the API database has no table cell_mappings; make it with "
             "nova-manage api_db sync, or with cellmw-manage db sync"
         )
-    return f"the API database refuses: {cause}"
+    return f"the API database refused the query: {cause}"
 
 
 def _lacks_tables(configuration: Configuration) -> bool:
     if "engine" not in vars(configuration):
-        return False  # it has let nobody in
+        return False  # there was no connection
     try:
         found = sa.inspect(configuration.engine)
         return not found.has_table("cell_mappings")
@@ -367,7 +363,7 @@ def _lacks_tables(configuration: Configuration) -> bool:
 
 
 def of_configuration(error: Exception) -> str:
-    """What to say of an error whose text may quote a value."""
+    """Describe an error whose text may quote a value."""
     return (
         f"the configuration cannot be used ({type(error).__name__}); a $ in "
         "a value is written $$ in a configuration file"
@@ -375,9 +371,9 @@ def of_configuration(error: Exception) -> str:
 
 
 def _cause(error: Exception) -> str:
-    """What the driver says, in its first line.
+    """Return the first line of what the driver says.
 
-    What follows on PostgreSQL quotes the statement and the row.
+    On PostgreSQL the other lines quote the statement and the row.
     """
     inner = getattr(error, "inner_exception", None) or error
     original = getattr(inner, "orig", None) or inner
@@ -388,14 +384,14 @@ def _cause(error: Exception) -> str:
     )
 
 
-# These escape what cannot be printed by themselves, each in its own way.
+# These formats escape unprintable characters themselves.
 _ESCAPING_FORMATS = ("json", "yaml")
 
 
 def printable(value: Any) -> Any:
-    """A value that a terminal, or a reader of lines, can be given.
+    """Return a value that is safe on a terminal and on one line.
 
-    Names and projects may come from somebody else's hands.
+    Other tools write names and projects too.
     """
     if not isinstance(value, str):
         return value
@@ -403,12 +399,12 @@ def printable(value: Any) -> Any:
 
 
 class _Printing(Command):
-    """What commands that print a table or a thing have in common."""
+    """Base class of commands that print a table or the fields of one row."""
 
     formatter: Any
 
     def _fit(self, parsed_args: argparse.Namespace) -> bool:
-        """Have a table fit; whether the format leaves escaping to us."""
+        """Fit a table to the terminal; say whether to escape values here."""
         if parsed_args.formatter == "table":
             width = parsed_args.max_width
             if width <= 0:

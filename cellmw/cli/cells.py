@@ -1,5 +1,5 @@
 # Licensed under the Apache License, Version 2.0; see the file LICENSE.
-"""``cellmw-manage cell ...``: the cell mappings."""
+"""The ``cellmw-manage cell`` commands, which manage cell mappings."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from cellmw.cli import arguments, base
 from cellmw.redaction import Secret
 
 _URL_HELP = (
-    "Transport URL of the cell's message broker. It may be a template over "
-    "the parts of [DEFAULT] transport_url, as in "
-    "'rabbit://{username}:{password}@otherhost/{path}'. '-' reads it from "
-    "standard input, so that no list of processes shows it."
+    "Transport URL of the cell's message broker. It may be a template that "
+    "takes parts of [DEFAULT] transport_url, for example "
+    "'rabbit://{username}:{password}@otherhost/{path}'. '-' reads the URL "
+    "from standard input, which keeps it out of the list of processes."
 )
 _DATABASE_HELP = (
-    "URL of the cell's own database, which Nova reads and cellmw does not; "
-    "'-' reads it from standard input."
+    "URL of the cell's own database. Nova reads it; cellmw uses it only with "
+    "db_connection or nova_cell_cache. '-' reads the URL from standard input."
 )
 
 
@@ -34,12 +34,12 @@ _NAMES = (
 
 
 def shown(url: Secret | None) -> str | None:
-    """A URL as it may be printed."""
+    """Return a URL without its credentials."""
     return None if url is None else redaction.redact_url(url.reveal())
 
 
 def state_of(configuration: base.Configuration, cell: CellMapping) -> str:
-    """What requests for a cell get, in a few words."""
+    """Describe in a few words what requests for a cell get."""
     expanded = configuration.outcome(cell)
     if expanded.refusal is None:
         return (
@@ -54,7 +54,7 @@ def state_of(configuration: base.Configuration, cell: CellMapping) -> str:
 def fields_of(
     configuration: base.Configuration, cell: CellMapping
 ) -> list[tuple[str, Any]]:
-    """A cell field by field, as it may be printed."""
+    """Return a cell's fields, without credentials."""
     return [
         ("uuid", cell.uuid),
         ("name", cell.name),
@@ -75,7 +75,7 @@ class CellList(base.ListCommand):
     names = _NAMES
 
     def take_action(self, parsed_args: argparse.Namespace) -> Any:
-        """Give the rows."""
+        """Return the rows."""
         rows = [
             [value for _, value in fields_of(self.configuration, cell)]
             for cell in self.configuration.cells()
@@ -84,7 +84,7 @@ class CellList(base.ListCommand):
 
 
 class CellShow(base.ShowCommand):
-    """Show one cell, and what its transport URL becomes.
+    """Show a cell, and its transport URL as it is filled in.
 
     URLs are shown without credentials.
     """
@@ -95,13 +95,13 @@ class CellShow(base.ShowCommand):
     )
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        """The options of this command."""
+        """Build the parser of this command."""
         parser = super().get_parser(prog_name)
         _add_cell_argument(parser)
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> Any:
-        """Give the fields."""
+        """Return the fields."""
         cell = self.configuration.cell(parsed_args.cell)
         assert cell.id is not None
         generation = self.configuration.expand(cell).generation
@@ -123,21 +123,21 @@ class CellShow(base.ShowCommand):
 class CellCreate(base.ShowCommand):
     """Add a cell.
 
-    The command refuses a cell with the UUID, the name, the database, or the
-    broker and virtual host of another one. It tries all that can be tried
-    without a broker: the options in the URL, and certificate files.
+    The command refuses a cell that has the UUID, the name, the database, or
+    the broker and virtual host of another cell. It checks the options in the
+    URL and the certificate files, and connects to no broker.
     """
 
     names = _NAMES
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        """The options of this command."""
+        """Build the parser of this command."""
         parser = super().get_parser(prog_name)
         parser.add_argument(
             "--uuid",
             type=arguments.uuid,
-            help=f"UUID of the cell; {CELL0_UUID} is cell0. Default: a new "
-            "one.",
+            help=f"UUID of the cell. {CELL0_UUID} is cell0. Default: a random "
+            "UUID.",
         )
         parser.add_argument(
             "--name", type=arguments.name, help="Name of the cell."
@@ -147,13 +147,13 @@ class CellCreate(base.ShowCommand):
             metavar="URL",
             type=arguments.secret,
             required=True,
-            help=f"{_URL_HELP} cell0 has 'none:///'.",
+            help=f"{_URL_HELP} For cell0, give 'none:///'.",
         )
         parser.add_argument(
             "--database-connection",
             metavar="URL",
             type=arguments.secret,
-            help=f"{_DATABASE_HELP} Required where Nova manages the tables.",
+            help=f"{_DATABASE_HELP} Required if Nova manages the tables.",
         )
         parser.add_argument(
             "--disabled",
@@ -163,7 +163,7 @@ class CellCreate(base.ShowCommand):
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> Any:
-        """Write it and give its fields."""
+        """Write the mapping, and return its fields."""
         cell = CellMapping(
             uuid=parsed_args.uuid or base.new_uuid(),
             name=parsed_args.name,
@@ -187,15 +187,15 @@ class CellCreate(base.ShowCommand):
 
 
 class CellUpdate(base.ShowCommand):
-    """Change a cell, and say what running processes will do.
+    """Change a cell, and describe what running processes do.
 
-    What no option names stays as it is.
+    Columns without an option keep their values.
     """
 
     names = (*_NAMES, "running_processes")
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        """The options of this command."""
+        """Build the parser of this command."""
         parser = super().get_parser(prog_name)
         _add_cell_argument(parser)
         parser.add_argument(
@@ -221,12 +221,14 @@ class CellUpdate(base.ShowCommand):
             "receives the messages for its instances.",
         )
         enabled.add_argument(
-            "--enable", action="store_true", help="Let Nova schedule again."
+            "--enable",
+            action="store_true",
+            help="Let Nova schedule to the cell again.",
         )
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> Any:
-        """Write it and give its fields."""
+        """Write the mapping, and return its fields."""
         values: dict[str, Any] = {
             name: value
             for name in ("name", "transport_url", "database_connection")
@@ -265,12 +267,12 @@ class CellDelete(base.Command):
     """Remove a cell.
 
     The command refuses while instances are mapped to the cell. Running
-    processes refuse to send to it from their next refresh of the cell
-    mappings on. For cell0 it asks first.
+    processes stop sending to the cell when they next read the cell mappings.
+    Before it deletes cell0, the command asks.
     """
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        """The options of this command."""
+        """Build the parser of this command."""
         parser = super().get_parser(prog_name)
         _add_cell_argument(parser)
         parser.add_argument(
@@ -279,15 +281,15 @@ class CellDelete(base.Command):
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:
-        """Write it."""
+        """Delete the mapping."""
         cell = self.configuration.cell(parsed_args.cell)
         if cell.uuid == CELL0_UUID and not parsed_args.yes:
             self._confirm()
         self.configuration.changes.delete_cell(cell.uuid)
         interval = self.configuration.settings.cell_refresh_interval
         self.app.stdout.write(
-            f"Cell {cell.uuid} was deleted. Running processes refuse to send "
-            f"to it once they have seen that. {_when(interval)}\n"
+            f"Cell {cell.uuid} was deleted. Running processes stop sending "
+            f"to it when they next read the cell mappings. {_when(interval)}\n"
         )
 
     def _confirm(self) -> None:
@@ -317,14 +319,14 @@ def _check(
     *,
     transport_url: bool = True,
 ) -> None:
-    """Refuse what could not be used, before anything is written."""
+    """Refuse URLs that cannot be used, before anything is written."""
     configuration.hide(cell.transport_url, cell.database_connection)
     if transport_url:
         refusal = configuration.outcome(cell).refusal
         if refusal and refusal[0] is exceptions.CellMisconfigured:
             raise base.Failed(refusal[1])
     database = cell.database_connection
-    # What fills in a template stands in Nova's configuration.
+    # Nova's configuration has the parts that fill in a template.
     if database is not None and not urls.is_template(database.reveal()):
         problem = _problem_of_database(database)
         if problem is not None:
@@ -332,13 +334,13 @@ def _check(
 
 
 def _problem_of_database(url: Secret) -> str | None:
-    """Why this cannot lead to a database; its driver needs not be here."""
+    """Return what is wrong with a database URL; its driver may be missing."""
     try:
         sa.make_url(url.reveal()).get_dialect()
     except sa.exc.NoSuchModuleError:
-        return "SQLAlchemy knows no such kind of database, or driver"
+        return "SQLAlchemy has no dialect or driver of this name"
     except (sa.exc.ArgumentError, ValueError):
-        return "it is no database URL"
+        return "it is not a database URL"
     except ImportError:
         # The machine that reads it may have the driver installed.
         return None
@@ -346,27 +348,27 @@ def _problem_of_database(url: Secret) -> str | None:
 
 
 def _effect(configuration: base.Configuration, *, moved: bool) -> str:
-    """What running processes will do about a change, and when."""
+    """Describe when a change reaches running processes."""
     interval = configuration.settings.cell_refresh_interval
     when = (
-        f"{_when(interval)} None needs a restart. Nova's own services see the "
-        "change after a restart."
+        f"{_when(interval)} No process needs a restart for it. Nova's own "
+        "services read the change when they restart."
     )
     if not moved:
-        return f"{when} Messages go where they went before."
+        return f"{when} Messages go to the same broker as before."
     return (
         f"{when} From then on messages go to the new URL. A request that has "
-        "sent a message to the old URL stays with it. Connections to the old "
+        "sent a message to the old URL keeps using it. Connections to the old "
         "URL are closed when no request uses them."
     )
 
 
 def _when(interval: float) -> str:
-    """When a running process sees what was written."""
+    """Describe when a running process reads a change."""
     return (
-        "A process with this filter reads the cell mappings again for the "
-        f"first request that finds them {interval:g} s old "
-        "(cell_refresh_interval). Meanwhile other requests use the old ones "
-        f"until these are {2 * interval:g} s old, and all requests do while "
-        "the API database cannot be reached."
+        "A process with this filter reads the cell mappings again when a "
+        f"request finds them {interval:g} s old (cell_refresh_interval). "
+        "Other requests use the old mappings until these are "
+        f"{2 * interval:g} s old, and all requests do while the API database "
+        "cannot be reached."
     )

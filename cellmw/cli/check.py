@@ -1,9 +1,9 @@
 # Licensed under the Apache License, Version 2.0; see the file LICENSE.
-"""``cellmw-manage cell check``: can the brokers be reached?
+"""The command ``cellmw-manage cell check``, which tries each broker.
 
-Each is tried in a thread of its own, for a connection attempt may never come
-back, whatever limits it was given.  Such a thread is left behind; it ends
-with the program.
+Each broker is tried in a thread of its own, because a connection attempt may
+never return, whatever its timeouts are.  Such a thread is left behind, and
+ends with the program.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ _UNREACHABLE = "unreachable"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Finding:
-    """What trying one cell has shown.
+    """The result of trying one cell.
 
-    :ivar good: False: messages for it would fail
+    :ivar good: False if messages to the cell would fail
     """
 
     state: str
@@ -44,21 +44,21 @@ class Finding:
 class CellCheck(base.ListCommand):
     """Try to reach the message broker of each cell.
 
-    The command connects as a request would, and sends nothing. It exits with 0
-    only if it reached each broker; cells that have no queue do not count.
+    The command connects as a request would, and sends nothing. Its exit status
+    is 0 only if it reached every broker. Cells without a queue do not count.
     """
 
     names = ("uuid", "name", "transport_url", "state", "detail", "seconds")
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        """The options of this command."""
+        """Build the parser of this command."""
         parser = super().get_parser(prog_name)
         parser.add_argument(
             "cells",
             metavar="CELL",
             nargs="*",
             type=arguments.cell,
-            help="UUID or name of a cell to try. Default: all cells.",
+            help="UUID or name of a cell to check. Default: all cells.",
         )
         parser.add_argument(
             "--timeout",
@@ -71,7 +71,7 @@ class CellCheck(base.ListCommand):
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> Any:
-        """Give a row for each cell."""
+        """Return a row for each cell."""
         configuration = self.configuration
         chosen = self._chosen(parsed_args.cells)
         attempts = Attempts(configuration, parsed_args.timeout)
@@ -115,7 +115,7 @@ class Attempts:
     def run(
         self, chosen: Sequence[CellMapping]
     ) -> Iterator[tuple[CellMapping, Finding, float | None]]:
-        """Try them, and give what was found in the same order."""
+        """Try the cells, and yield the results in the same order."""
         waiting = collections.deque(chosen)
         while waiting:
             batch = [
@@ -178,6 +178,6 @@ def _connect(transport: oslo_messaging.RPCTransport) -> Finding:
         return Finding("reachable", "", good=True)
     return Finding(
         "not tried",
-        "its driver connects only to send a message",
+        "this driver connects only to send a message",
         good=False,
     )

@@ -1,5 +1,5 @@
 # Licensed under the Apache License, Version 2.0; see the file LICENSE.
-"""``cellmw-manage instance ...``: which instance is in which cell."""
+"""The ``cellmw-manage instance`` commands, for instance mappings."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _REQUIRED = _COLUMNS[:3]
 
 _NO_TEXT = "the file is not UTF-8 text"
 
-# Seconds from one line about the progress to the next.
+# Seconds between two progress lines.
 _PROGRESS_INTERVAL = 1.0
 
 
 class InstanceList(base.ListCommand):
     """List instance mappings, a page at a time.
 
-    If there are more, the command says how to get the next page.
+    If there are more mappings, the command says how to list the next page.
     """
 
     names = (
@@ -41,31 +41,32 @@ class InstanceList(base.ListCommand):
     )
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        """The options of this command."""
+        """Build the parser of this command."""
         parser = super().get_parser(prog_name)
         parser.add_argument(
             "--cell",
             metavar="CELL",
             type=arguments.cell,
-            help="Only the instances in this cell, by its UUID or name.",
+            help="List only the instances in the cell of this UUID or name.",
         )
         parser.add_argument(
             "--limit",
             metavar="NUMBER",
             type=arguments.number(1, 100000),
             default=1000,
-            help="Longest page. Default: 1000.",
+            help="Most mappings to list. Default: 1000.",
         )
         parser.add_argument(
             "--marker",
             metavar="INSTANCE",
             type=arguments.uuid,
-            help="UUID of the last instance of the page before.",
+            help="Start after the instance with this UUID: the last one of "
+            "the previous page.",
         )
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> Any:
-        """Give the rows."""
+        """Return the rows."""
         known = self.configuration.cells()
         names = {cell.uuid: cell.name for cell in known}
         cell_id = None
@@ -105,13 +106,13 @@ class InstanceShow(base.ShowCommand):
     )
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        """The options of this command."""
+        """Build the parser of this command."""
         parser = super().get_parser(prog_name)
         _add_instance_argument(parser)
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> Any:
-        """Give the fields."""
+        """Return the fields."""
         found = self.configuration.changes.instance(parsed_args.instance)
         if found is None:
             raise base.Failed(f"instance {parsed_args.instance} is not mapped")
@@ -133,21 +134,21 @@ class InstanceShow(base.ShowCommand):
 class InstanceMap(base.ShowCommand):
     """Map an instance, or a file of instances, to a cell.
 
-    The command leaves an instance alone that is mapped already, so it can be
-    run again. It changes a mapping that says something else only with
+    An instance that is already mapped as told is left alone, so the command
+    can be repeated. A mapping that differs is an error, or is changed with
     --replace.
 
-    A file is CSV. Its first line names the columns: instance_uuid, cell_uuid,
+    The first line of a CSV file names the columns: instance_uuid, cell_uuid,
     project_id and, if known, user_id. An option can replace a column. The
     command checks the whole file before it writes anything, and reports every
-    line that cannot be used. Each batch is one transaction; run the command
-    again if it was interrupted.
+    line that cannot be used. Each batch is one transaction. If the command is
+    interrupted, run it again.
     """
 
     names = ("added", "changed", "unchanged", "running_processes")
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        """The options of this command."""
+        """Build the parser of this command."""
         parser = super().get_parser(prog_name)
         what = parser.add_mutually_exclusive_group(required=True)
         what.add_argument(
@@ -160,7 +161,7 @@ class InstanceMap(base.ShowCommand):
         what.add_argument(
             "--file",
             metavar="FILE",
-            help="CSV file with one instance a line; '-' is standard input.",
+            help="CSV file with one instance per line. '-' is standard input.",
         )
         parser.add_argument(
             "--cell",
@@ -172,30 +173,30 @@ class InstanceMap(base.ShowCommand):
             "--project-id",
             type=arguments.name,
             metavar="PROJECT",
-            help="Project of the instance.",
+            help="ID of the project that owns the instance.",
         )
         parser.add_argument(
             "--user-id",
             type=arguments.name,
             metavar="USER",
-            help="User of the instance.",
+            help="ID of the user who owns the instance.",
         )
         parser.add_argument(
             "--replace",
             action="store_true",
-            help="Change mappings that say something else.",
+            help="Change mappings that differ.",
         )
         parser.add_argument(
             "--batch-size",
             metavar="NUMBER",
             type=arguments.number(1, 10000),
             default=1000,
-            help="Instances in one transaction. Default: 1000.",
+            help="Instances per transaction. Default: 1000.",
         )
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> Any:
-        """Write the mappings and give their numbers."""
+        """Write the mappings, and return how many."""
         cell = parsed_args.cell
         if cell is not None:
             cell = self.configuration.cell(cell).uuid
@@ -261,18 +262,17 @@ class InstanceMap(base.ShowCommand):
 class InstanceUnmap(base.Command):
     """Remove the mapping of an instance.
 
-    A request for it then gets what a request for an instance without a cell
-    gets.
+    Requests for the instance are then handled as on_no_cell says.
     """
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        """The options of this command."""
+        """Build the parser of this command."""
         parser = super().get_parser(prog_name)
         _add_instance_argument(parser)
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:
-        """Write it."""
+        """Delete the mapping."""
         self.configuration.changes.unmap_instance(parsed_args.instance)
         self.app.stdout.write(
             f"Instance {parsed_args.instance} is no longer mapped. "
@@ -290,23 +290,26 @@ def _add_instance_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def _effect(configuration: base.Configuration) -> str:
-    """How long running processes go on using what they remember."""
+    """Describe how long running processes use what they remember."""
     settings = configuration.settings
     if not settings.instance_cache_ttl:
-        return "Running processes see it at once (instance_cache_ttl = 0)."
+        return (
+            "Running processes use the change at once "
+            "(instance_cache_ttl = 0)."
+        )
     which = (
         "GET, HEAD and OPTIONS requests"
         if settings.instance_cache_for == "safe"
         else "all requests"
     )
     others = (
-        " Other methods see it at once."
+        " Other methods use the change at once."
         if settings.instance_cache_for == "safe"
         else ""
     )
     return (
-        "A running process that remembers another cell of an instance uses "
-        f"that for {which} for up to {settings.instance_cache_ttl:g} s "
+        "A running process may use the cell that it remembers of an instance "
+        f"for {which} for up to {settings.instance_cache_ttl:g} s "
         f"(instance_cache_ttl, instance_cache_for).{others}"
     )
 
@@ -337,7 +340,7 @@ def _opened(name: str) -> Iterator[TextIO]:
 
 
 class _Problems:
-    """What is wrong with a file: a single problem is the command's error."""
+    """The problems of a file; a single one is the command's error."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -345,7 +348,7 @@ class _Problems:
         self._count = 0
 
     def add(self, problem: str) -> None:
-        """Print this problem, unless it may be the only one."""
+        """Print a problem, but keep back the first until there is another."""
         self._count += 1
         if self._count == 1:
             self._first = problem
@@ -357,7 +360,7 @@ class _Problems:
     def stop(self) -> None:
         """Stop the command if there is a problem.
 
-        :raises Failed: there is one
+        :raises Failed: there is a problem
         """
         if self._count == 1:
             raise base.Failed(self._first)
@@ -370,8 +373,8 @@ class _Problems:
 class _File:
     """A CSV file of instance mappings.
 
-    Read once to check it and again for each thing to be done with it, so
-    that its size does not matter.
+    It is read once for the check and once more for each pass, so its size
+    does not matter.
     """
 
     def __init__(
@@ -381,11 +384,11 @@ class _File:
         self._defaults = defaults
 
     def check(self, cells: set[str], problems: _Problems) -> int:
-        """See that all of it can be used, and count its instances.
+        """Check every line, and count the instances.
 
-        :raises Failed: a line cannot be used, or there is none
+        :raises Failed: a line cannot be used, or there are no lines
         """
-        # A UUID's number takes less than half of its text's memory.
+        # As a number, a UUID takes less than half the memory of its text.
         seen: set[int] = set()
         for line, row in self._rows():
             if isinstance(row, str):
@@ -405,7 +408,7 @@ class _File:
         return len(seen)
 
     def mappings(self) -> Iterator[InstanceMapping]:
-        """What stands in it."""
+        """Yield the mappings."""
         for _, row in self._rows():
             assert isinstance(row, dict)  # it was checked
             yield InstanceMapping(
@@ -416,7 +419,7 @@ class _File:
             )
 
     def _rows(self) -> Iterator[tuple[int, dict[str, str] | str]]:
-        """Each line with its number; a text says why it has no columns."""
+        """Yield each line with its number; a text is the reason it is bad."""
         self._stream.seek(0)
         reader = csv.reader(self._stream, strict=True)
         try:

@@ -1,9 +1,8 @@
 # Licensed under the Apache License, Version 2.0; see the file LICENSE.
 """The program ``cellmw-manage``.
 
-Owns the global options, the list of commands and the exit status.  A command
-is in a module of its own kind; what all of them need is in
-:mod:`cellmw.cli.base`.
+Owns the global options, the list of commands and the exit status.  The
+commands stand in modules by their subject, and share :mod:`cellmw.cli.base`.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ from cellmw.cli import arguments
 
 PROGRAM = "cellmw-manage"
 
-# oslo.messaging imports eventlet, which replaces the resolver only for those
-# who patch it, and takes a third of a command's start to have it ready.
+# oslo.messaging imports eventlet, which prepares a resolver of its own.  That
+# takes a third of a command's start, and no command uses it.
 os.environ.setdefault("EVENTLET_NO_GREENDNS", "yes")
 
 
@@ -51,12 +50,12 @@ COMMANDS: dict[str, _Command] = {
     "cell list": _Command("cellmw.cli.cells:CellList", "List the cells."),
     "cell show": _Command(
         "cellmw.cli.cells:CellShow",
-        "Show one cell, and what its transport URL becomes.",
+        "Show a cell, and its transport URL as it is filled in.",
     ),
     "cell create": _Command("cellmw.cli.cells:CellCreate", "Add a cell."),
     "cell update": _Command(
         "cellmw.cli.cells:CellUpdate",
-        "Change a cell, and say what running processes will do.",
+        "Change a cell, and describe what running processes do.",
     ),
     "cell delete": _Command("cellmw.cli.cells:CellDelete", "Remove a cell."),
     "cell check": _Command(
@@ -94,13 +93,13 @@ class Help(cliff_help.HelpCommand):
     """Show the help of a command."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        """The options of this command."""
+        """Build the parser of this command."""
         parser = super().get_parser(prog_name)
         arguments.report_errors_on_one_line(parser)
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> int:
-        """Show it and give the exit status."""
+        """Show the help, and return the exit status."""
         if not parsed_args.cmd:
             assert isinstance(self.app, ManageApp)
             self.app.show_help()
@@ -108,12 +107,12 @@ class Help(cliff_help.HelpCommand):
         try:
             return super().take_action(parsed_args)
         except ValueError:
-            # cliff logs it, where nobody looks.
+            # cliff only logs the error.
             return _no_such_command(self.app.stderr, parsed_args.cmd)
 
 
 class ManageApp(App):
-    """The commands, and what they have in common."""
+    """The program: its options, its commands and its logging."""
 
     NAME = PROGRAM
     LOG = logging.getLogger(PROGRAM)
@@ -143,14 +142,14 @@ class ManageApp(App):
         version: str | None,
         argparse_kwargs: object = None,
     ) -> argparse.ArgumentParser:
-        """The options that stand before the command."""
+        """Build the parser of the options in front of the command."""
         parser = _argparse.ArgumentParser(
             prog=PROGRAM,
             usage=f"{PROGRAM} [options] COMMAND [options of the command]",
             description=description,
             add_help=False,
-            # It sees the options of the commands as well, and takes none
-            # of them for one of its own.
+            # This parser also sees the commands' options, and must not take
+            # an abbreviation of one for its own.
             allow_abbrev=False,
         )
         parser.add_argument(
@@ -158,7 +157,7 @@ class ManageApp(App):
             "--help",
             dest="deferred_help",
             action="store_true",
-            help="Show this text, or that of the command, and exit.",
+            help="Show this help, or the help of a command, and exit.",
         )
         parser.add_argument(
             "--version",
@@ -174,7 +173,7 @@ class ManageApp(App):
             action="store_const",
             const=2,
             default=1,
-            help="Show the logs of the libraries, on standard error.",
+            help="Print the libraries' logs on standard error.",
         )
         verbosity.add_argument(
             "-q",
@@ -182,16 +181,16 @@ class ManageApp(App):
             dest="verbose_level",
             action="store_const",
             const=0,
-            help="Show no progress.",
+            help="Hide progress.",
         )
         arguments.add_config_options(parser, dest="global_sources")
-        # cliff shows tracebacks on demand; with locals they hold secrets.
+        # cliff can show tracebacks with local variables, which hold secrets.
         parser.set_defaults(debug=False)
         arguments.report_errors_on_one_line(parser)
         return parser
 
     def print_help_if_requested(self) -> None:
-        """Show the help, for which no command is loaded, and exit."""
+        """Show the help without loading any command, and exit."""
         if self.options.deferred_help:
             self.show_help()
             sys.exit(0)
@@ -202,13 +201,15 @@ class ManageApp(App):
         widest = max(map(len, COMMANDS))
         for name, command in COMMANDS.items():
             self.stdout.write(f"  {name:<{widest}}  {command.summary}\n")
-        self.stdout.write(f"\n{PROGRAM} COMMAND --help shows the options.\n")
+        self.stdout.write(
+            f"\nRun '{PROGRAM} COMMAND --help' for its options.\n"
+        )
 
     def configure_logging(self) -> None:
-        """Logs go to standard error, scrubbed, if they are asked for."""
+        """Print scrubbed logs on standard error with ``--verbose``."""
         redaction.install()
         root = logging.getLogger()
-        # With no handler at all, warnings of libraries would be printed.
+        # Without any handler, logging prints warnings itself.
         handler: logging.Handler = logging.NullHandler()
         if self.options.verbose_level > 1:
             handler = logging.StreamHandler(self.stderr)
@@ -222,7 +223,7 @@ class ManageApp(App):
         self._at_the_end.callback(root.removeHandler, handler)
 
     def close(self) -> None:
-        """Leave logging as it was before."""
+        """Restore the logging configuration."""
         self._at_the_end.close()
 
     def interact(self) -> None:
@@ -232,7 +233,7 @@ class ManageApp(App):
         )
 
     def run_subcommand(self, argv: list[str]) -> int:
-        """Run a command and give its exit status."""
+        """Run a command, and return its exit status."""
         try:
             self.command_manager.find_command(argv)
         except ValueError:
@@ -241,7 +242,7 @@ class ManageApp(App):
 
 
 def _no_such_command(stream: TextIO, argv: Sequence[str]) -> int:
-    """Say so, and give the exit status."""
+    """Report an unknown command, and return the exit status."""
     words = [word for word in argv if not word.startswith("-")]
     arguments.complain(
         stream,
@@ -252,7 +253,7 @@ def _no_such_command(stream: TextIO, argv: Sequence[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``cellmw-manage`` and give its exit status.
+    """Run ``cellmw-manage``, and return its exit status.
 
     :param argv: the arguments; None: those of the process
     """
@@ -261,7 +262,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.closing(ManageApp()) as app:
             return app.run(arguments)
     except SystemExit as exit_:
-        # argparse has said what is wrong, or shown what was asked for.
+        # argparse has already printed the error or the help.
         return exit_.code if isinstance(exit_.code, int) else 0
 
 

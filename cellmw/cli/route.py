@@ -1,9 +1,8 @@
 # Licensed under the Apache License, Version 2.0; see the file LICENSE.
-"""``cellmw-manage route``: what a request for a URL would get, and why.
+"""The command ``cellmw-manage route``, which explains a request.
 
-It goes the way that a request goes, with the same code for each step, but
-asks the database itself: what a running process remembers is known to that
-process alone.
+It uses the code of a request for each step, but asks the database itself,
+because only a running process knows what it remembers.
 """
 
 from __future__ import annotations
@@ -29,38 +28,37 @@ _Step = tuple[str, str, str]
 class Route(base.ListCommand):
     """Explain what a request for a URL would get, and why.
 
-    The command sends nothing. It shows the steps of a request whose identity
-    is confirmed. It does not see the options in the filter's paste section.
+    The command sends nothing. It explains a request whose identity is
+    confirmed, and does not read the options in the filter's paste section.
     """
 
     names = ("step", "found", "meaning")
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        """The options of this command."""
+        """Build the parser of this command."""
         parser = super().get_parser(prog_name)
         parser.add_argument(
             "url",
             metavar="URL",
-            help="URL of a request, or its path.",
+            help="URL or path of a request.",
         )
         parser.add_argument(
             "--method",
             type=_method,
             default="GET",
-            help="Method of the request. Default: GET.",
+            help="HTTP method of the request. Default: GET.",
         )
         parser.add_argument(
             "--script-name",
             metavar="PREFIX",
             default="",
-            help="Beginning of the path at which the service is mounted, for "
-            "example /compute (SCRIPT_NAME). A version such as /v2.1 is not "
-            "part of it.",
+            help="Path at which the service is mounted (SCRIPT_NAME), for "
+            "example /compute, without a version such as /v2.1.",
         )
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> Any:
-        """Give the steps."""
+        """Return the steps."""
         path = _path(parsed_args.url, parsed_args.script_name)
         explanation = _Explanation(self.configuration, parsed_args.method)
         rows = list(explanation.steps(path))
@@ -79,7 +77,7 @@ def _method(text: str) -> str:
 
 
 def _path(url: str, script_name: str) -> str:
-    """PATH_INFO of a request for this URL."""
+    """Return the PATH_INFO of a request for a URL."""
     try:
         parts = parse.urlsplit(url)
     except ValueError:
@@ -101,7 +99,7 @@ def _path(url: str, script_name: str) -> str:
 class _Explanation:
     """The steps of one request.
 
-    :ivar failure: why the database could not be asked
+    :ivar failure: why the database could not be queried
     """
 
     def __init__(self, configuration: base.Configuration, method: str) -> None:
@@ -111,7 +109,7 @@ class _Explanation:
         self.failure: Exception | None = None
 
     def steps(self, path: str) -> Iterator[_Step]:
-        """Go through them."""
+        """Yield the steps."""
         uuid, pattern = self._match(path)
         if uuid is None and self._is_ambiguous(path):
             yield (
@@ -123,7 +121,7 @@ class _Explanation:
             yield (
                 "request",
                 "mq_connection refuses to send, cell_uuid None",
-                "AmbiguousPath: the database is not asked",
+                "AmbiguousPath: the database is not queried",
             )
             return
         if uuid is None:
@@ -136,8 +134,9 @@ class _Explanation:
             yield (
                 "request",
                 "untouched",
-                "the filter does not ask the database; it leaves a context "
-                "as it is, and one that it makes has mq_connection None",
+                "the filter does not query the database; it leaves an "
+                "existing context alone, and a context that it makes has "
+                "mq_connection None",
             )
             return
         yield ("path", path, f"instance_path_patterns, line {pattern}")
@@ -163,7 +162,7 @@ class _Explanation:
         ) and lenient_path.checker(patterns)(path)
 
     def _hint(self, path: str) -> str:
-        """Where the service may be mounted, if that would explain it."""
+        """Suggest --script-name if another prefix would match."""
         find = instance_path.finder(self._settings.instance_path_patterns)
         for found in re.finditer("/", path):
             if found.start() and find(path[found.start() :]):
@@ -191,7 +190,7 @@ class _Explanation:
         )
         return (
             "mapping",
-            "the API database cannot be asked",
+            "the API database cannot be queried",
             f"{outcome} (on_lookup_failure = "
             f"{self._settings.on_lookup_failure})",
         )
@@ -231,7 +230,7 @@ class _Explanation:
             return
         queued = self._configuration.changes.instance(uuid)
         note = (
-            "; the instance is queued for delete, but is still sent to"
+            "; the instance is queued for delete (still receives messages)"
             if queued is not None and queued.queued_for_delete
             else ""
         )
@@ -281,9 +280,9 @@ class _Explanation:
         )
 
     def _memory(self, *, known: bool) -> _Step:
-        """What is remembered of all this.
+        """Describe what a process remembers of the answer.
 
-        :param known: the instance is in a cell that is there
+        :param known: whether the instance is in an existing cell
         """
         settings = self._settings
         ttl = settings.instance_cache_ttl
@@ -306,7 +305,7 @@ class _Explanation:
             "memory",
             f"{found}; the cells: read again after {interval:g} s "
             "(cell_refresh_interval)",
-            "each running process remembers for itself, so it may use what it "
-            "has read before; it goes on using the known cells while it "
-            "cannot reach the database",
+            "each running process has its own memory and may use what it read "
+            "before; it keeps using the known cells while it cannot reach the "
+            "database",
         )

@@ -1,5 +1,5 @@
 # Licensed under the Apache License, Version 2.0; see the file LICENSE.
-"""``cellmw-manage db ...``: the tables."""
+"""The ``cellmw-manage db`` commands, which manage the tables."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from cellmw.cli import base
 class DbSync(base.Command):
     """Create or upgrade the tables of the API database.
 
-    The command leaves tables alone that Nova or somebody else manages.
+    The command does not change tables that Nova or another tool manages.
     """
 
     may_make_database = True
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:
-        """Do it, and say what was done."""
+        """Create or upgrade the tables, and print the outcome."""
         outcome = migrations.sync(self.configuration.engine)
         self.app.stdout.write(f"{_describe(outcome)}\n")
 
@@ -37,7 +37,7 @@ def _describe(outcome: migrations.Outcome) -> str:
     if outcome.before == outcome.after:
         return f"The tables are up to date (revision {outcome.after})."
     if outcome.before is None:
-        return f"The tables were made (revision {outcome.after})."
+        return f"The tables were created (revision {outcome.after})."
     return (
         f"The tables were upgraded from revision {outcome.before} to "
         f"{outcome.after}."

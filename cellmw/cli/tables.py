@@ -1,9 +1,8 @@
 # Licensed under the Apache License, Version 2.0; see the file LICENSE.
-"""Tables that fit the terminal, or 80 columns where there is none.
+"""Tables that fit the terminal, or 80 columns without one.
 
-Columns get narrower and their texts are wrapped.  A UUID is never broken
-over lines.  Where that leaves no room, each row becomes a table of its own,
-field by field.
+Columns get narrower and their texts are wrapped, but a UUID is never broken.
+If the columns still do not fit, each row becomes a table of its fields.
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ _FRAME = 3
 
 
 def width_of(stream: TextIO) -> int:
-    """How many columns there are for what is printed to a stream."""
+    """Return the width of a stream's terminal in columns."""
     if not stream.isatty():
         return 80
     return shutil.get_terminal_size((80, 24)).columns
 
 
 class Table:
-    """A formatter of cliff for lists and for single things.
+    """A cliff formatter for lists and for single rows.
 
     :param width: columns to fit into
     """
@@ -70,7 +69,7 @@ class Table:
         stdout: TextIO,
         parsed_args: object,
     ) -> None:
-        """Print the fields of one thing."""
+        """Print the fields of one row."""
         names = ("Field", "Value")
         table = _frame(names)
         field = max(map(_width, (*column_names, names[0])))
@@ -82,7 +81,7 @@ class Table:
     def _fit(
         self, names: Sequence[str], rows: Sequence[Sequence[str]]
     ) -> list[int] | None:
-        """The widths of the columns; None if they cannot fit."""
+        """Return the widths of the columns, or None if they cannot fit."""
         columns = list(zip(names, *rows, strict=True))
         natural = [max(_width(text) for text in one) for one in columns]
         widths = [
@@ -98,7 +97,7 @@ class Table:
             ]
             if not wanting:
                 break
-            # The one that is shortened most gets the next column.
+            # The column that is shortened most gets the next character.
             at = max(wanting, key=lambda at: natural[at] / widths[at])
             widths[at] += 1
             room -= 1
@@ -122,7 +121,7 @@ def _width(text: str) -> int:
 
 
 def _least(text: str) -> int:
-    """What a text needs so that no UUID, and no short word, is broken."""
+    """Return the width at which no UUID and no short word is broken."""
     if _UUID.search(text):
         return 36
     return min(_LONGEST_WORD, max(map(_width, text.split(" "))))
@@ -152,7 +151,7 @@ def wrap(text: str, width: int) -> Iterator[str]:
 
 
 def _pieces(word: str, width: int) -> Iterator[str]:
-    """What a long word may be broken into: UUIDs, and single characters."""
+    """Split a long word into UUIDs and single characters."""
     for number, part in enumerate(_UUID.split(word)):
         if number % 2 and width >= len(part):
             yield part

@@ -325,11 +325,11 @@ def test_a_url_can_come_from_standard_input(
                     *("--database-connection", "nosuch://Zuser:Zpw@h/x"),
                 ),
             ),
-            "database_connection: SQLAlchemy knows no such",
+            "database_connection: SQLAlchemy has no dialect",
         ),
         (
             ("--transport-url", "rabbit://n/", "--database-connection", "Zpw"),
-            "database_connection: it is no database URL",
+            "database_connection: it is not a database URL",
         ),
         (
             *(("--uuid", CELL0_UUID, "--transport-url", "none:///"),),
@@ -378,7 +378,7 @@ def test_a_cell_is_updated_and_it_is_said_what_that_does(
     )
     row = filled.tables()[0][2]
     assert (row["name"], row["disabled"]) == ("zwei", False)
-    assert "where they went before" in done.json["running_processes"]
+    assert "to the same broker as before" in done.json["running_processes"]
     filled("cell", "update", TWO, "--disable")
     assert filled.tables()[0][2]["disabled"] is True
 
@@ -403,10 +403,13 @@ def test_the_interval_that_is_named_is_the_configured_one(
         ((ONE, "--name", "two"), "same name"),
         ((ONE, "--transport-url", "rabbit://h:x/"), "malformed"),
         ((ONE, "--transport-url", "rabbit://h/?nosuch=3"), "unknown option"),
-        ((ONE, "--database-connection", "nosuch://Zuser:Zpw@h/x"), "no such"),
+        (
+            (ONE, "--database-connection", "nosuch://Zuser:Zpw@h/x"),
+            "no dialect",
+        ),
         ((ONE, "--transport-url", "rabbit://two.example:5672/w"), "same brok"),
         ((ONE, "--database-connection", "mysql://Zuser:Zpw@db/3"), "same dat"),
-        ((ONE, "--database-connection", "Zpw"), "no database URL"),
+        ((ONE, "--database-connection", "Zpw"), "not a database URL"),
     ],
 )
 def test_a_change_that_cannot_be_is_not_made(
@@ -780,7 +783,7 @@ def test_files_and_directories_can_be_repeated_and_later_ones_win(
     ):
         assert ONE in filled.run(*arguments).out
     done = filled.run(*good, "cell", "list", other)
-    assert "knows no such kind" in done.err
+    assert "has no dialect or driver" in done.err
     done = filled.run("cell", "list", "--config-dir", str(tmp_path / "none"))
     assert done.err == f"cellmw-manage: no such directory: {tmp_path}/none\n"
     done = filled.run("--config-dir", "", "cell", "list")
@@ -808,7 +811,7 @@ BAD_CONFIGURATIONS = [
     ),
     (
         "[api_database]\nconnection = mysql+nothing://Zuser:Zpw@h/x",
-        "no such kind of database",
+        "no dialect or driver",
     ),
     (
         "[api_database]\nconnection = mysql+pymysql://u:pa$Zpw@h/x",
@@ -899,7 +902,8 @@ def test_a_cell_database_is_refused(manage: Manage) -> None:
     path = manage.folder / "new.sqlite"
     manage.configure(f"sqlite:///{path}")
     assert (
-        manage("db", "sync").out == "The tables were made (revision 0001).\n"
+        manage("db", "sync").out
+        == "The tables were created (revision 0001).\n"
     )
     done = manage("db", "sync")
     assert done.out == "The tables are up to date (revision 0001).\n"

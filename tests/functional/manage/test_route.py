@@ -203,7 +203,7 @@ def test_what_processes_remember_and_for_how_long(
     filled.configure(sqlite.url, *lines)
     found = steps(filled, f"/servers/{instance(2)}", "--method", method)
     assert said in found["memory"][0]
-    assert "each running process remembers for itself" in found["memory"][1]
+    assert "each running process has its own memory" in found["memory"][1]
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def test_of_two_threads_both_get_the_first(
     "url, reason",
     [
         (f"{PASSWORD}", "it is no database URL"),
-        (f"oracel://u:{PASSWORD}@h/d", "no such kind of database"),
+        (f"oracel://u:{PASSWORD}@h/d", "no dialect or driver"),
         (f"mysql+mysqldb://u:{PASSWORD}@h/d", "Python package mysqlclient "),
     ],
 )

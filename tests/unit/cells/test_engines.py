@@ -129,8 +129,8 @@ def test_a_url_that_is_given_stands_in_for_the_option(
         ("connection =", "no API database is configured"),
         ("connection = Zpw", "is no database URL"),
         ("connection = mysql://u:Zpw@h:port/x", "is no database URL"),
-        ("connection = Zpw://u:Zpw@h/x", "no such kind of database"),
-        ("connection = mysql+Zpw://u:Zpw@h/x", "no such kind of database"),
+        ("connection = Zpw://u:Zpw@h/x", "no dialect or driver"),
+        ("connection = mysql+Zpw://u:Zpw@h/x", "no dialect or driver"),
         (
             "connection = mysql+pymysql://u:Zpw@h/x?read_timeout=Zpw",
             "cannot use read_timeout as it stands",
