@@ -138,7 +138,7 @@ def ways(
 def measure(
     ways: dict[str, Callable[[str], int | None]], rounds: int, count: int
 ) -> dict[str, list[float]]:
-    """Microseconds of one question, of each way in each round."""
+    """Microseconds of one query, of each way in each round."""
     found: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):
         for name, ask in ways.items():

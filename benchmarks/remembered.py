@@ -32,7 +32,7 @@ from oslo_config import cfg
 import cellmw
 from benchmarks import _measure
 from cellmw.cells.mapping import CellMapping
-from cellmw.cells.questions import Question
+from cellmw.cells.queries import Query
 from cellmw.redaction import Secret
 from tests.directories import Inline, cell_uuid, make
 
@@ -75,12 +75,12 @@ class Known:
         self.directory.refresh()
         self.uuids: list[str] = []
         dice = random.Random(1)
-        asked_at = time.monotonic()
+        started_at = time.monotonic()
         for number in range(instances):
             instance = str(uuid.UUID(int=dice.getrandbits(128)))
-            question = Question(instance, lambda question: None)
-            question.asked_at = asked_at
-            self.directory._instances.learn(question, number % cells)
+            query = Query(instance, lambda query: None)
+            query.started_at = started_at
+            self.directory._instances.learn(query, number % cells)
             self.uuids.append(instance)
         assert self.directory.stats().instances == instances
 

@@ -1,8 +1,8 @@
 # Licensed under the Apache License, Version 2.0; see the file LICENSE.
-"""Many requests at once for one instance that nobody knows: one question.
+"""Many requests at once for one instance that nobody knows: one query.
 
 On MariaDB, with a thread for each request.  With an unsafe method the answer
-must not be older than the request, so that there are a few questions: one
+must not be older than the request, so that there are a few queries: one
 that was under way, and one that all share who came meanwhile, and so on.
 """
 
@@ -43,7 +43,7 @@ class Counted:
 def stampede(
     source: store.Store, count: int, method: str
 ) -> tuple[Counted, float]:
-    """The questions, and the seconds until the last request was served."""
+    """The queries, and the seconds until the last request was served."""
     counted = Counted(source)
     workers = Workers()
     directory = make(counted, workers=workers, lookup_timeout=60.0)
@@ -88,12 +88,12 @@ def main() -> int:
             took = _measure.Spread.of([took * 1e3 for _, took in results])
             print(
                 f"{options.count} times {method} at once: at most {most} "
-                f"questions for the instance and {cells} for the cells; "
+                f"queries for the instance and {cells} for the cells; "
                 f"all served within {took:.0f} ms"
             )
             if method == "GET":
-                met &= _measure.verdict("questions for an instance", most, 1)
-                met &= _measure.verdict("questions for the cells", cells, 1)
+                met &= _measure.verdict("queries for an instance", most, 1)
+                met &= _measure.verdict("queries for the cells", cells, 1)
         engine.dispose()
     return not met
 

@@ -1,5 +1,5 @@
 # Licensed under the Apache License, Version 2.0; see the file LICENSE.
-"""How long things took, counted by classes."""
+"""Histograms of durations."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import bisect
 import dataclasses
 import threading
 
-# Upper bounds of the classes, in seconds; what takes longer than the last is
-# in a class of its own.
+# Upper bounds of the buckets, in seconds.  One more bucket has no bound.
 BOUNDS = (
     0.0005,
     0.001,
@@ -31,19 +30,21 @@ BOUNDS = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Durations:
-    """What was counted.
+    """A histogram at one moment.
 
-    :ivar counts: how many, by the classes of :data:`BOUNDS`, each without
-        those of the classes before it
-    :ivar total: all of them together, in seconds
+    :ivar counts: the number of durations in each bucket (not cumulative)
+    :ivar total: the sum of all durations, in seconds
     """
 
     counts: tuple[int, ...] = (0,) * (len(BOUNDS) + 1)
     total: float = 0.0
 
 
-class DurationCounter:
-    """Counts durations.  Thread-safe."""
+class Histogram:
+    """A histogram of durations, with the buckets of :data:`BOUNDS`.
+
+    Thread-safe.
+    """
 
     __slots__ = ("_counts", "_lock", "_total")
 
@@ -52,18 +53,17 @@ class DurationCounter:
         self._counts = [0] * (len(BOUNDS) + 1)
         self._total = 0.0
 
-    def add(self, seconds: float) -> None:
-        """Count one.  Below zero, by a clock that was set back, it is 0."""
-        seconds = max(seconds, 0.0)
+    def observe(self, seconds: float) -> None:
+        """Add one duration."""
         index = bisect.bisect_left(BOUNDS, seconds)
         with self._lock:
             self._counts[index] += 1
             self._total += seconds
 
-    def counted(self) -> Durations:
-        """What was counted so far; the total may lack what is just counted.
+    def snapshot(self) -> Durations:
+        """The histogram now; the total may lack the last duration.
 
-        Takes no lock: a signal handler may have interrupted it, and wait for
-        a thread that counts.
+        Takes no lock: a signal handler may have interrupted the thread that
+        holds it.
         """
         return Durations(tuple(self._counts), self._total)

@@ -158,7 +158,7 @@ OPTS: list[cfg.Opt] = [
         "lookup_concurrency",
         default=8,
         min=1,
-        help="Most questions to the API database at once in one process.",
+        help="Most queries to the API database at once in one process.",
     ),
     cfg.Opt(
         "cell_refresh_interval",

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from cellmw.cells import directory
 from cellmw.cells.mapping import Cell, CellMapping, expand
-from cellmw.cells.questions import Question
+from cellmw.cells.queries import Query
 from cellmw.redaction import Secret
 from cellmw.workers import Job, Workers
 
@@ -47,7 +47,7 @@ class Prompt(Workers):
 
 
 class Later(Prompt):
-    """Does questions at once, and other jobs when the test says so.
+    """Does queries at once, and other jobs when the test says so.
 
     :param refuse: there is no thread for other jobs
     """
@@ -58,7 +58,7 @@ class Later(Prompt):
         self._jobs: list[Job] = []
 
     def start(self, job: Job) -> None:
-        if isinstance(job, Question):
+        if isinstance(job, Query):
             super().start(job)
         elif self._refuse:
             NoThreads().start(job)
@@ -100,8 +100,8 @@ class NoThreads(Workers):
 class Database:
     """A source that is a few dicts, and records what it is asked.
 
-    :ivar asked: ``"cells"`` or the instance's UUID, for each question
-    :ivar error: raised for each question, while it is set
+    :ivar asked: ``"cells"`` or the instance's UUID, for each query
+    :ivar error: raised for each query, while it is set
     :ivar before: called with what is asked before it is looked up
     :ivar after: the same, with the answer at hand but not yet given
     """

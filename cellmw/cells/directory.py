@@ -9,7 +9,7 @@ new URL holds for all instances of its cell at once.  A cell is known by its
 UUID, which the query for an instance reads too: the id in an instance's
 mapping may have been another cell's when the snapshot was read.
 
-The directory owns what it remembers and the questions that it has asked; the
+The directory owns what it remembers and the queries that it has asked; the
 database and the threads are lent to it.  It belongs to one process: after a
 fork the child makes its own.
 """
@@ -34,7 +34,7 @@ from cellmw.cells.instances import (
 )
 from cellmw.cells.mapping import Cell, CellMapping
 from cellmw.cells.outage import Deadline, Outage, describe
-from cellmw.cells.questions import Question, Questions
+from cellmw.cells.queries import Queries, Query
 from cellmw.cells.snapshot import Snapshot
 from cellmw.durations import Durations
 from cellmw.workers import Workers
@@ -101,9 +101,9 @@ class Stats:
     :ivar hits: requests served from memory, so far
     :ivar misses: requests for which the database was asked, so far
     :ivar failures: requests that got LookupFailed, so far
-    :ivar questions: questions put to the database, so far
-    :ivar questions_out: of these, how many it is still at
-    :ivar questions_waiting: questions that stand in line for a place
+    :ivar queries: queries put to the database, so far
+    :ivar queries_running: of these, how many it is still at
+    :ivar queries_queued: queries that stand in line for a place
     :ivar durations: how long the database was at those it came back from
     """
 
@@ -114,9 +114,9 @@ class Stats:
     hits: int
     misses: int
     failures: int
-    questions: int
-    questions_out: int
-    questions_waiting: int
+    queries: int
+    queries_running: int
+    queries_queued: int
     durations: Durations
 
 
@@ -163,7 +163,7 @@ class Directory:
         self._for_all = instance_cache_for == "all" and instance_cache_ttl > 0
         self._on_refresh = on_refresh
         self._clock = clock
-        self._questions = Questions(
+        self._queries = Queries(
             workers,
             concurrency=lookup_concurrency,
             overdue_after=lookup_timeout,
@@ -203,7 +203,7 @@ class Directory:
         Blocks for at most ``lookup_timeout``, and not at all if the instance
         is remembered and the snapshot is current.
 
-        A request that is served from memory may share a question that was
+        A request that is served from memory may share a query that was
         under way when it came.  One that is not shares none that was put to
         the database before: the answer might be older than the request.
 
@@ -298,7 +298,7 @@ class Directory:
         request that begins after this call gets an answer from before.
         """
         # In this order: see Instances.learn().
-        self._questions.outdate(instance_uuid)
+        self._queries.outdate(instance_uuid)
         self._instances.forget(instance_uuid)
 
     def remembered_for(self, instance_uuid: str) -> float | None:
@@ -314,7 +314,7 @@ class Directory:
 
     def stats(self) -> Stats:
         """Numbers to look at.  The counts of requests are about right."""
-        load = self._questions.load()
+        load = self._queries.load()
         age = self._age()
         return Stats(
             cells=len(self._snapshot.rows),
@@ -324,26 +324,26 @@ class Directory:
             hits=self._hits,
             misses=self._misses,
             failures=self._failures,
-            questions=load.asked,
-            questions_out=load.out,
-            questions_waiting=load.waiting,
+            queries=load.started,
+            queries_running=load.running,
+            queries_queued=load.queued,
             durations=load.durations,
         )
 
     def close(self) -> None:
         """Forget all, and ask nothing any more.  Does not block.
 
-        Questions that the database is at are left to it.  May be called
+        Queries that the database is at are left to it.  May be called
         twice.  What is asked for afterwards is LookupFailed.
         """
-        self._questions.close()
+        self._queries.close()
         self._instances.close()
 
     def _find(self, instance_uuid: str, *, from_memory: bool) -> Cell | None:
         deadline = self._deadline(None)
         outdated = self._be_current(deadline)
-        question = None
-        while question is None:
+        query = None
+        while query is None:
             if from_memory:
                 cell = self._remembered(instance_uuid)
                 if cell is not None:
@@ -355,19 +355,19 @@ class Directory:
                 raise self._failure(outdated)
             # What was learned since we looked is found, not asked for again:
             # of many misses at once the last ones come that late.
-            question, _ = self._questions.ask(
+            query, _ = self._queries.submit(
                 instance_uuid,
                 self._read_instance,
                 fresh=not from_memory,
                 unless=self._remembered if from_memory else None,
             )
         self._misses += 1
-        cause = self._wait(question, deadline, self._instances_outage)
+        cause = self._wait(query, deadline, self._instances_outage)
         if cause is not None:
             raise self._failure(cause)
-        if question.result is None:
+        if query.result is None:
             return None
-        cell_id, cell_uuid = question.result
+        cell_id, cell_uuid = query.result
         cell = None
         if cell_uuid is not None:
             cell = self._cell_of(cell_uuid, deadline)
@@ -395,17 +395,17 @@ class Directory:
     def _expand(self, cell_uuid: str, deadline: Deadline) -> Cell | None:
         # In a worker's thread: it takes locks, which a signal handler that
         # interrupts this thread would wait for.
-        question, _ = self._questions.ask(
+        query, _ = self._queries.submit(
             (_CELLS, cell_uuid),
             lambda _: self._snapshot.expand(cell_uuid),
             urgent=True,
         )
-        assert question is not None
-        if not self._questions.wait(question, deadline.left()):
+        assert query is not None
+        if not self._queries.wait(query, deadline.left()):
             raise self._failure("no thread became free to check the cell")
-        if question.failure is not None:
-            raise self._failure(question.failure)
-        cell: Cell | None = question.result
+        if query.failure is not None:
+            raise self._failure(query.failure)
+        cell: Cell | None = query.result
         return cell
 
     def _is_missing(self, cell_uuid: str) -> bool:
@@ -450,25 +450,25 @@ class Directory:
             if not outage.may_probe(_PROBE_EVERY):
                 return None
             wait = min(wait, _PROBE_WAIT)
-        question, is_new = self._questions.ask(
+        query, is_new = self._queries.submit(
             _CELLS, self._read_cells, urgent=True, unless=self._is_current
         )
-        if question is None:
+        if query is None:
             return None
         if usable and not is_new:
-            self._questions.leave(question)
+            self._queries.leave(query)
             return None
-        cause = self._wait(question, deadline, outage, wait)
+        cause = self._wait(query, deadline, outage, wait)
         if cause is not None and not known:
             raise self._failure(cause)
         return cause
 
     def _read_now(self, deadline: Deadline) -> None:
-        question, _ = self._questions.ask(
+        query, _ = self._queries.submit(
             _CELLS, self._read_cells, urgent=True, fresh=True
         )
-        assert question is not None
-        cause = self._wait(question, deadline, self._cells_outage)
+        assert query is not None
+        cause = self._wait(query, deadline, self._cells_outage)
         if cause is not None:
             raise self._failure(cause)
 
@@ -479,16 +479,16 @@ class Directory:
 
     def _wait(
         self,
-        question: Question,
+        query: Query,
         deadline: Deadline,
         outage: Outage,
         at_most: float = math.inf,
     ) -> str | None:
         """Wait for an answer; why there is none, or None."""
         limit = min(at_most, deadline.left())
-        if self._questions.wait(question, limit):
-            return question.failure
-        if question.asked_at is None:
+        if self._queries.wait(query, limit):
+            return query.failure
+        if query.started_at is None:
             cause = "no place among lookup_concurrency became free"
         else:
             cause = "no answer"
@@ -506,34 +506,32 @@ class Directory:
 
     # From here on: in a worker's thread.
 
-    def _read_instance(
-        self, question: Question
-    ) -> tuple[int, str | None] | None:
+    def _read_instance(self, query: Query) -> tuple[int, str | None] | None:
         with self._instances_outage:
-            found = self._source.cell_of(str(question.key))
+            found = self._source.cell_of(str(query.key))
         index = None
         if found is not None and found[1] is not None:
             # Here, not in the request's thread: see _expand().
             self._snapshot.expand(found[1])
             index = self._snapshot.index_of(found[1])
-        self._instances.learn(question, index)
+        self._instances.learn(query, index)
         return found
 
-    def _read_cells(self, question: Question) -> None:
+    def _read_cells(self, query: Query) -> None:
         with self._cells_outage:
             mappings = list(self._source.cells())
             # Handed on in line as well: of two readings the younger one last,
             # and none finds to be gone what another one is just putting in.
             with self._installing:
-                if question.number < self._installed:
+                if query.number < self._installed:
                     return
-                complete = self._install(question, mappings)
+                complete = self._install(query, mappings)
                 if complete:
                     self._hand_on()
         if not complete:
-            job = self._workers.submit(self._complete, question.number)
+            job = self._workers.submit(self._complete, query.number)
             if job.error is not None:
-                self._complete(question.number)
+                self._complete(query.number)
 
     def _complete(self, number: int) -> None:
         """Expand what is left of a reading, behind the first answer."""
@@ -552,22 +550,20 @@ class Directory:
         except Exception as error:
             LOG.error("Applying new cell mappings failed: %s", describe(error))
 
-    def _install(
-        self, question: Question, mappings: list[CellMapping]
-    ) -> bool:
+    def _install(self, query: Query, mappings: list[CellMapping]) -> bool:
         """Make this the snapshot.  The caller has the lock.
 
         :returns: whether all cells are expanded
         """
         complete = self._snapshot.install(mappings)
-        assert question.asked_at is not None
-        if question.asked_at < self._read_at:
+        assert query.started_at is not None
+        if query.started_at < self._read_at:
             # The clock was set back: no entry's time means anything.
             self._instances.clear()
-        self._read_at = question.asked_at
-        until = question.asked_at + self._interval
+        self._read_at = query.started_at
+        until = query.started_at + self._interval
         # Never an old one beside the new time.
         self._lasting = pack(until, INDEX_MASK)
         self._fresh_until = until
-        self._installed = question.number
+        self._installed = query.number
         return complete

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import threading
 
-from cellmw.cells.questions import Question
+from cellmw.cells.queries import Query
 
 # Times are kept in 1/1024 of a second: exact in binary, and with the index
 # they stay below 2**60 for 34 years of uptime, where an int is 32 bytes.
@@ -82,19 +82,19 @@ class Instances:
             return None
         return packed & INDEX_MASK, left
 
-    def learn(self, question: Question, index: int | None) -> None:
+    def learn(self, query: Query, index: int | None) -> None:
         """Keep what was asked, in place of what was known.
 
-        :param question: its key is the instance; where it is outdated
+        :param query: its key is the instance; where it is outdated
             nothing changes
         :param index: the cell's; None: there is nothing to remember
         """
-        instance_uuid, asked_at = question.key, question.asked_at
+        instance_uuid, started_at = query.key, query.started_at
         assert isinstance(instance_uuid, str)
-        assert asked_at is not None
+        assert started_at is not None
         # Let go after the lock: freeing many entries takes a while.
         dropped = None
-        if question.outdated:
+        if query.outdated:
             return
         with self._lock:
             self.older.pop(instance_uuid, None)
@@ -102,12 +102,12 @@ class Instances:
                 self.recent.pop(instance_uuid, None)
                 return
             if instance_uuid not in self.recent:
-                dropped = self._make_room(asked_at)
-            self.recent[instance_uuid] = pack(asked_at + self._ttl, index)
+                dropped = self._make_room(started_at)
+            self.recent[instance_uuid] = pack(started_at + self._ttl, index)
         del dropped
         # Outdated first, then forgotten: what was kept after the forgetting
         # is found here.
-        if question.outdated:
+        if query.outdated:
             self.forget(instance_uuid)
 
     def forget(self, instance_uuid: str) -> None:

@@ -46,7 +46,7 @@ class Outage:
     :param what: what is asked, for the log
     :param meanwhile: what becomes of requests, for the log
     :param quiet: seconds without a failure before a success ends it, so that
-        a database that answers half of the questions does not fill the log
+        a database that answers half of the queries does not fill the log
     """
 
     __slots__ = (

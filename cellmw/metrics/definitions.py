@@ -127,15 +127,17 @@ class Metrics:
             "Requests observed, by how their handler's cell compared.",
             "result",
         )
-        self.question_seconds = self._histogram(
+        self.query_seconds = self._histogram(
             "database_question_duration_seconds",
-            "How long the API database was at a question.",
+            "Duration of queries to the API database.",
         )
-        self.questions_out = self._gauge(
-            "database_questions_out", "Questions the API database is at."
+        self.queries_running = self._gauge(
+            "database_questions_out",
+            "Queries that the API database is running.",
         )
-        self.questions_waiting = self._gauge(
-            "database_questions_waiting", "Questions that stand in line."
+        self.queries_queued = self._gauge(
+            "database_questions_waiting",
+            "Queries that wait for lookup_concurrency.",
         )
         self.unreachable = self._gauge(
             "database_unreachable",

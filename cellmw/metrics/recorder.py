@@ -180,8 +180,8 @@ class Recorder:
     def _record_lookups(self, process: Process) -> None:
         metrics = self.metrics
         stats = process.directory.stats()
-        self._gauge(metrics.questions_out, stats.questions_out)
-        self._gauge(metrics.questions_waiting, stats.questions_waiting)
+        self._gauge(metrics.queries_running, stats.queries_running)
+        self._gauge(metrics.queries_queued, stats.queries_queued)
         self._gauge(metrics.unreachable, not stats.reachable)
         self._gauge(metrics.instances, stats.instances)
         self._gauge_most(metrics.cells_age, stats.snapshot_age or 0.0)
@@ -194,7 +194,7 @@ class Recorder:
             self._count(source, metric, value, *labels, exact=False)
         for result, count in process.observer.counts().items():
             self._count(source, metrics.observed, count, result)
-        took = metrics.question_seconds
+        took = metrics.query_seconds
         self._observe(source, took, stats.durations)
 
     def _gauge(self, metric: object, value: float, *labels: str) -> None:

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Container
 
 from cellmw import exceptions, redaction
-from cellmw.durations import DurationCounter, Durations
+from cellmw.durations import Durations, Histogram
 
 LOG = logging.getLogger(__name__)
 
@@ -171,8 +171,8 @@ class Guard:
         # on a message counts only in the era in which it was let in: what
         # comes later tells of a state that is over.
         self._era = 0
-        self._casts = DurationCounter()
-        self._calls = DurationCounter()
+        self._casts = Histogram()
+        self._calls = Histogram()
         self._sent = 0
         self._failed = 0
         self._refused_down = 0
@@ -333,7 +333,7 @@ class Guard:
             self.leave()
             self.report(True, admission, seconds=seconds)
         elif seconds is not None:
-            self._casts.add(seconds)
+            self._casts.observe(seconds)
 
     def report(
         self,
@@ -385,7 +385,7 @@ class Guard:
 
         :param call: whether the reply is in that
         """
-        (self._calls if call else self._casts).add(seconds)
+        (self._calls if call else self._casts).observe(seconds)
 
     def _judge(self, delivered: bool | None, now: float) -> bool | None:
         """Whether the cell is down from now on; None: that is not new."""
@@ -478,8 +478,8 @@ class Guard:
                 refused_down=self._refused_down,
                 refused_busy=self._refused_busy,
                 went_down=self._went_down,
-                casts=self._casts.counted(),
-                calls=self._calls.counted(),
+                casts=self._casts.snapshot(),
+                calls=self._calls.snapshot(),
             )
 
 

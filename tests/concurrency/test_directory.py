@@ -15,7 +15,7 @@ import pytest
 from cellmw import exceptions
 from cellmw.cells.directory import _CELLS
 from cellmw.cells.mapping import Cell
-from cellmw.cells.questions import Question, Questions
+from cellmw.cells.queries import Queries, Query
 from cellmw.workers import Workers
 from tests.directories import (
     Clock,
@@ -114,17 +114,17 @@ def until(condition: Callable[[], object]) -> None:
 
 def waiters(directory: Any, key: object) -> int:
     """How many wait for what is asked about this, now and next."""
-    questions = directory._questions
+    queries = directory._queries
     return sum(
         of_key[key].waiters
-        for of_key in (questions._current, questions._following)
+        for of_key in (queries._sharing.current, queries._sharing.following)
         if key in of_key
     )
 
 
 def cells_key(directory: Any) -> object:
     """What the reading of the cells that is under way goes by."""
-    until(lambda: _CELLS in directory._questions._current)
+    until(lambda: _CELLS in directory._queries._sharing.current)
     return _CELLS
 
 
@@ -132,11 +132,11 @@ def number_of(cell: Cell) -> int:
     return int(cell.uuid[-12:], 16)
 
 
-# Sharing a question.
+# Sharing a query.
 
 
 @pytest.mark.parametrize("scope", ["safe", "all"])
-def test_a_thousand_misses_at_once_are_one_question(
+def test_a_thousand_misses_at_once_are_one_query(
     database: Database, workers: Workers, scope: str
 ) -> None:
     directory = make(
@@ -172,7 +172,7 @@ def test_those_who_wait_for_one_answer_get_it_all(
         (50, {"instance_cache_for": "all", "instance_cache_ttl": 0}),
     ],
 )
-def test_many_unsafe_misses_at_once_are_two_questions(
+def test_many_unsafe_misses_at_once_are_two_queries(
     database: Database, workers: Workers, count: int, settings: dict[str, Any]
 ) -> None:
     directory = make(
@@ -217,26 +217,24 @@ class SlowKey(str):
         return super().__hash__()
 
 
-def test_threads_that_ask_at_the_same_time_share_one_question() -> None:
+def test_threads_that_ask_at_the_same_time_share_one_query() -> None:
     workers = Held()
-    questions = Questions(
-        workers, concurrency=1, overdue_after=5.0, clock=Clock()
-    )
+    queries = Queries(workers, concurrency=1, overdue_after=5.0, clock=Clock())
 
-    def ask(number: int) -> Question:
-        question, _ = questions.ask(SlowKey("key"), lambda question: None)
-        assert question is not None
-        return question
+    def ask(number: int) -> Query:
+        query, _ = queries.submit(SlowKey("key"), lambda query: None)
+        assert query is not None
+        return query
 
     asked = Crowd(16, ask).join()
     assert len(set(asked)) == 1
     assert asked[0].waiters == 16
-    assert questions.load().out == 1
-    Crowd(16, lambda number: questions.leave(asked[0])).join()
+    assert queries.load().running == 1
+    Crowd(16, lambda number: queries.leave(asked[0])).join()
     assert asked[0].waiters == 0
     workers.do_all()
-    assert questions.load().asked == 0
-    assert questions.load().out == 0
+    assert queries.load().started == 0
+    assert queries.load().running == 0
 
 
 # The snapshot.
@@ -358,7 +356,7 @@ def test_no_request_waits_longer_than_its_timeout(
     assert max(took) < 1.9
     assert database.most_out <= 4
     gate.open()
-    until(lambda: directory.stats().questions_out == 0)
+    until(lambda: directory.stats().queries_running == 0)
 
 
 def test_an_old_snapshot_serves_at_once_while_the_database_hangs(
@@ -379,25 +377,25 @@ def test_an_old_snapshot_serves_at_once_while_the_database_hangs(
     assert crowd.join() == [expected] * 10
     until(lambda: not directory.stats().reachable)
     waited: list[float] = []
-    real_wait = directory._questions.wait
+    real_wait = directory._queries.wait
 
-    def wait(question: Any, timeout: float) -> bool:
+    def wait(query: Any, timeout: float) -> bool:
         waited.append(timeout)
-        return real_wait(question, timeout)
+        return real_wait(query, timeout)
 
-    monkeypatch.setattr(directory._questions, "wait", wait)
+    monkeypatch.setattr(directory._queries, "wait", wait)
     crowd = Crowd(
         20, lambda number: [directory.find(INSTANCE) for _ in range(100)]
     )
     assert crowd.join() == [[expected] * 100] * 20
     # One request a second sees whether it is back.
     assert len(waited) <= 2
-    assert directory.stats().questions_out <= 2
+    assert directory.stats().queries_running <= 2
     gate.open()
     until(lambda: directory.find(INSTANCE) and directory.stats().reachable)
 
 
-def test_no_more_questions_are_out_than_allowed(
+def test_no_more_queries_are_out_than_allowed(
     database: Database, workers: Workers
 ) -> None:
     directory = make(
@@ -411,15 +409,15 @@ def test_no_more_questions_are_out_than_allowed(
     for number in range(60):
         database.instances[instance_uuid(number)] = 1
     crowd = Crowd(60, lambda number: directory.find(instance_uuid(number)))
-    until(lambda: directory.stats().questions_waiting == 57)
-    assert directory.stats().questions_out == 3
+    until(lambda: directory.stats().queries_queued == 57)
+    assert directory.stats().queries_running == 3
     until(lambda: database.out == 3)
     gate.open()
     assert {number_of(cell) for cell in crowd.join()} == {1}
     assert database.most_out == 3
     assert len(database.asked) == 61
     # A place is given back after the waiting requests were told.
-    until(lambda: directory.stats().questions_out == 0)
+    until(lambda: directory.stats().queries_running == 0)
 
 
 def test_who_gave_up_leaves_nothing_but_the_place(
@@ -438,16 +436,16 @@ def test_who_gave_up_leaves_nothing_but_the_place(
             exceptions.LookupFailed
         }
     stats = directory.stats()
-    assert (stats.questions_out, stats.questions_waiting) == (2, 0)
-    questions: Any = directory._questions
-    assert len(questions._current) <= 2
-    assert not questions._following
+    assert (stats.queries_running, stats.queries_queued) == (2, 0)
+    queries: Any = directory._queries
+    assert len(queries._sharing.current) <= 2
+    assert not queries._sharing.following
     gate.open()
-    until(lambda: directory.stats().questions_out == 0)
+    until(lambda: directory.stats().queries_running == 0)
     # Those who gave up in line have cost the database nothing.
     assert len(database.asked) == 3
     assert directory.find(INSTANCE) is not None
-    assert not questions._current
+    assert not queries._sharing.current
 
 
 def test_one_instance_whose_lookup_hangs_does_not_block_the_others(
@@ -462,10 +460,10 @@ def test_one_instance_whose_lookup_hangs_does_not_block_the_others(
     for method in ["GET", "POST"] * 10:
         with pytest.raises(exceptions.LookupFailed):
             directory.find(INSTANCE, method)
-    assert directory.stats().questions_out == 2
+    assert directory.stats().queries_running == 2
     assert directory.find(instance_uuid(2)) is not None
     gate.open()
-    until(lambda: directory.stats().questions_out == 0)
+    until(lambda: directory.stats().queries_running == 0)
     assert directory.find(INSTANCE) is not None
 
 
@@ -480,11 +478,11 @@ def test_closed_while_threads_wait_then_all_of_them_end(
     crowd = Crowd(
         30, lambda number: directory.find(instance_uuid(number % 10), "POST")
     )
-    until(lambda: directory.stats().questions_out == 2)
+    until(lambda: directory.stats().queries_running == 2)
     directory.close()
     assert {type(error) for error in crowd.join()} == {exceptions.LookupFailed}
     gate.open()
-    until(lambda: directory.stats().questions_out == 0)
+    until(lambda: directory.stats().queries_running == 0)
     assert directory.stats().instances == 0
 
 

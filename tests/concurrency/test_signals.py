@@ -127,4 +127,4 @@ def test_a_handler_looks_up_wherever_it_strikes(
         at += 1
     assert at > 3
     load = directory.stats()
-    assert (load.questions_out, load.questions_waiting) == (0, 0)
+    assert (load.queries_running, load.queries_queued) == (0, 0)

@@ -458,7 +458,7 @@ def holds_back_a_crowd(service: Service) -> None:
         thread.start()
     most = 0
     while any(thread.is_alive() for thread in threads):
-        most = max(most, service.directory.stats().questions_out)
+        most = max(most, service.directory.stats().queries_running)
         threads[0].join(0.01)
         threads[-1].join(0.01)
     assert not any(served)
@@ -508,7 +508,7 @@ def test_trouble_is_borne_and_passes(
         # libpq reads without a limit, so what was swallowed but confirmed
         # holds its place until the connection ends.
         service.proxy.cut()
-    until(lambda: service.directory.stats().questions_out == 0)
+    until(lambda: service.directory.stats().queries_running == 0)
     # Lookups are healed when there was none that failed for a second.
     until(lambda: service.find_new() and len(told(caplog)) == 4)
     assert all("reachable again" in line for line in told(caplog)[2:])
@@ -529,7 +529,7 @@ def test_trouble_with_a_file_is_borne_and_passes(
             refuses_what_it_does_not_know(service)
             holds_back_a_crowd(service)
         heals(service)
-        until(lambda: service.directory.stats().questions_out == 0)
+        until(lambda: service.directory.stats().queries_running == 0)
     finally:
         service.close()
 
@@ -615,7 +615,7 @@ def test_a_database_that_is_not_there_at_the_start(
 def test_the_pool_is_full(
     server: PrivateDatabaseServer, make_service: Callable[..., Service]
 ) -> None:
-    """All connections are with questions that hang."""
+    """All connections are with queries that hang."""
     service = make_service(max_pool_size=1, max_overflow=0, pool_timeout=1)
     with locked(server, service):
         service.wait_until_stale()
@@ -623,14 +623,14 @@ def test_the_pool_is_full(
         refuses_what_it_does_not_know(service)
         holds_back_a_crowd(service)
     heals(service)
-    until(lambda: service.directory.stats().questions_out == 0)
-    # One connection, and no more questions out than that serves in turn.
+    until(lambda: service.directory.stats().queries_running == 0)
+    # One connection, and no more queries out than that serves in turn.
     threads = [threading.Thread(target=service.find_new) for _ in range(20)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(PATIENCE)
-    assert service.directory.stats().questions_out == 0
+    assert service.directory.stats().queries_running == 0
 
 
 # Troubles that no request should notice.
@@ -699,7 +699,7 @@ def test_a_connection_killed_in_the_middle_fails_its_request_alone(
     with locked(server, service):
         thread = threading.Thread(target=find)
         thread.start()
-        until(lambda: service.directory.stats().questions_out)
+        until(lambda: service.directory.stats().queries_running)
         until(lambda: len(service.database.connections()) >= 2)
         kill_readers(service)
         thread.join(PATIENCE)

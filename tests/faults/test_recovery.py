@@ -229,14 +229,14 @@ def test_a_refused_message_goes_out_with_the_new_password(
     cell = api.add_cell(durable(vhost.url))
     assert api.send_one(cell).error is None
     change_password(api, cell, vhost, user, "second-p4ssw0rd")
-    questions = api.process.directory.stats().questions
+    queries = api.process.directory.stats().queries
     # It finds the connection gone, and is refused another one.
     outcome = api.send_one(cell, kind)
     assert outcome.kind == "delivered"
     stats = api.guard(cell)
     assert (stats.failed, stats.failures) == (0, 0)
     # The instance, for a POST asks each time, and the mappings once more.
-    assert api.process.directory.stats().questions == questions + 2
+    assert api.process.directory.stats().queries == queries + 2
     assert api.send_one(cell).error is None
     # A call that nobody reads in time is thrown away by the broker.
     assert len(inbox.numbers()) == (3 if kind == "cast" else 2)
@@ -287,5 +287,5 @@ def test_a_password_that_is_wrong_everywhere_is_read_once_a_message(
     )
     assert "AccessRefused" in str(outcome.error)
     # The mappings, the instance, and the mappings once more.
-    assert api.process.directory.stats().questions == 3
+    assert api.process.directory.stats().queries == 3
     assert api.process.pool.stats().total.opened == 1

@@ -173,7 +173,7 @@ def test_the_database_is_not_asked_for_a_path_without_an_instance(
     made = service()
     made.get("/v2.1/demo/flavors/6f70656e-7374-6163-6b20-346576657221")
     (shared,) = runtimes
-    assert shared.process().directory.stats().questions == 0
+    assert shared.process().directory.stats().queries == 0
 
 
 # An instance for another reader only
@@ -199,7 +199,7 @@ def test_a_path_that_another_reader_takes_for_an_instances_cannot_send(
     assert vars(context)["cell_uuid"] is None
     assert {type(error) for error in errors} == {exceptions.AmbiguousPath}
     (shared,) = runtimes
-    assert shared.process().directory.stats().questions == 0
+    assert shared.process().directory.stats().queries == 0
 
 
 # Mapped to a cell
@@ -498,7 +498,7 @@ def test_an_identity_that_is_not_confirmed_cannot_send(
         exceptions.IdentityNotConfirmed
     }
     (shared,) = runtimes
-    assert shared.process().directory.stats().questions == 0
+    assert shared.process().directory.stats().queries == 0
 
 
 def test_a_confirmed_identity_is_served(

@@ -89,8 +89,8 @@ def test_what_requests_do_is_on_the_page(api: Service, tmp_path: Path) -> None:
     assert found['cellmw_cell_down{cell="dead"}'] == 1
     assert found['cellmw_lookups_total{source="database"}'] == 7
     # Each POST asks, and the cells were read.
-    questions = "cellmw_database_question_duration_seconds_count"
-    assert found[questions] >= 8
+    queries = "cellmw_database_question_duration_seconds_count"
+    assert found[queries] >= 8
 
 
 # Several processes

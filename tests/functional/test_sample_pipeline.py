@@ -243,8 +243,8 @@ def test_a_token_that_is_not_good_sends_nothing(
     assert site.messages() == 1
     assert site.default_host.messages == []
     (shared,) = runtimes
-    # The cells and that instance: no question before the good token.
-    assert shared.process().directory.stats().questions == 2
+    # The cells and that instance: no query before the good token.
+    assert shared.process().directory.stats().queries == 2
 
 
 def test_the_line_that_names_a_file_is_enough_for_the_api(

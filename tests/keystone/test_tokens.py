@@ -141,10 +141,10 @@ class Api:
             self.action, json={action: {}}, headers=headers, timeout=30
         )
 
-    def questions(self) -> int:
+    def queries(self) -> int:
         """How often the API database was asked."""
         (shared,) = runtime.registry()
-        return shared.process().directory.stats().questions
+        return shared.process().directory.stats().queries
 
     def close(self) -> None:
         """End it and its hosts."""
@@ -221,7 +221,7 @@ def test_a_token_that_is_not_good_sends_nothing(
         else:
             assert answer.status_code == 401, answer.text
             assert keystone.url in answer.headers["WWW-Authenticate"]
-    assert not len(runtime.registry()) or api.questions() == 0
+    assert not len(runtime.registry()) or api.queries() == 0
     # One that follows arrives, as the only one.
     assert api.act(good).status_code == 200
     assert api.host.instances() == [api.instance]

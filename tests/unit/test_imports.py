@@ -32,7 +32,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"cellmw.cells", "cellmw.cells.urls", "cellmw.cells.tables"}),
     frozenset({"cellmw.cells.mapping"}),
     frozenset({"cellmw.cells.outage", "cellmw.cells.drivers"}),
-    frozenset({"cellmw.cells.questions", "cellmw.cells.snapshot"}),
+    frozenset({"cellmw.cells.queries", "cellmw.cells.snapshot"}),
     frozenset({"cellmw.cells.instances", "cellmw.cells.engines"}),
     frozenset({"cellmw.cells.store", "cellmw.cells.directory"}),
     frozenset({"cellmw.cells.changes", "cellmw.cells.databases"}),

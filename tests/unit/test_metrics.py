@@ -20,7 +20,7 @@ from prometheus_client.metrics_core import Metric
 
 from cellmw import exceptions, metrics, runtime
 from cellmw.cells.directory import Stats
-from cellmw.durations import BOUNDS, DurationCounter, Durations
+from cellmw.durations import BOUNDS, Durations, Histogram
 from cellmw.exceptions import ConfigurationError
 from cellmw.metrics import page
 from cellmw.metrics.definitions import Metrics
@@ -68,9 +68,9 @@ class Directory:
             hits=self.hits,
             misses=self.misses,
             failures=self.failures,
-            questions=0,
-            questions_out=1,
-            questions_waiting=2,
+            queries=0,
+            queries_running=1,
+            queries_queued=2,
             durations=self.durations,
         )
 
@@ -369,9 +369,9 @@ def test_what_each_filters_pool_has_forgotten_is_counted(
 
 
 def test_lookups_are_counted(process: Process, recorder: Recorder) -> None:
-    durations = DurationCounter()
-    durations.add(0.02)
-    process.directory = Directory(3, 4, 1, False, durations.counted())
+    durations = Histogram()
+    durations.observe(0.02)
+    process.directory = Directory(3, 4, 1, False, durations.snapshot())
     found = shown(recorder)
     assert found["cellmw_lookups_total source=memory"] == 3
     assert found["cellmw_lookups_total source=database"] == 4

@@ -78,9 +78,9 @@ class Runtime:
 
     def asked(self) -> list[tuple[str, str]]:
         return [
-            question
+            query
             for process in self.processes
-            for question in process.directory.asked
+            for query in process.directory.asked
         ]
 
 

@@ -67,16 +67,16 @@ def of_process(
     open_cells = min(cells, settings.transport_cache_size)
     if not settings.transport_cache:
         open_cells = min(cells, threads)
-    questions = settings.lookup_concurrency
+    queries = settings.lookup_concurrency
     at_most = max(
-        questions, _number(conf, engines.GROUP, "max_pool_size")
+        queries, _number(conf, engines.GROUP, "max_pool_size")
     ) + _number(conf, engines.GROUP, "max_overflow")
     to_brokers = (sending + 1) * open_cells
     return Sizes(
         for_cell=sending + 1,
         cells=open_cells,
-        database=min(questions, at_most),
-        threads=threads + to_brokers + questions,
+        database=min(queries, at_most),
+        threads=threads + to_brokers + queries,
     )
 
 

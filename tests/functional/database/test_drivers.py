@@ -179,7 +179,7 @@ def test_no_request_waits_longer_than_it_wants(
         proxy.restore()
         proxy.cut()
         end = time.monotonic() + 30
-        while directory.stats().questions_out:
+        while directory.stats().queries_running:
             assert time.monotonic() < end
             threading.Event().wait(0.02)
         directory.close()

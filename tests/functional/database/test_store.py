@@ -118,9 +118,7 @@ def test_the_cell_of_an_instance_is_found(store: Store) -> None:
     assert store.cell_of("' OR 1=1 --") is None
 
 
-def test_each_question_is_one_statement(
-    store: Store, engine: sa.Engine
-) -> None:
+def test_each_query_is_one_statement(store: Store, engine: sa.Engine) -> None:
     statements: list[str] = []
 
     @sa.event.listens_for(engine, "before_cursor_execute")
@@ -201,7 +199,7 @@ def test_reading_needs_select_on_the_two_tables_and_nothing_else(
         reading.close()
 
 
-def test_rows_changed_by_others_are_seen_by_the_next_question(
+def test_rows_changed_by_others_are_seen_by_the_next_query(
     store: Store, engine: sa.Engine
 ) -> None:
     assert store.cell_of(instance(3)) is None
@@ -368,7 +366,7 @@ def test_a_silent_mariadb_is_given_up(
 def test_reading_ends_no_transaction_on_mariadb(
     mariadb: servers.Database,
 ) -> None:
-    """That would be a round trip more for each question."""
+    """That would be a round trip more for each query."""
     schema.create_tables(mariadb)
     engine = make_engine(mariadb.url, for_reading=True)
     store = Store(lambda: engine)

@@ -17,7 +17,7 @@ import pytest
 from cellmw import exceptions
 from cellmw.cells.directory import _CELLS, Directory
 from cellmw.cells.mapping import CELL0_UUID, Cell, CellMapping
-from cellmw.cells.questions import Question
+from cellmw.cells.queries import Query
 from cellmw.process import Process
 from cellmw.redaction import Secret
 from tests.directories import (
@@ -163,7 +163,7 @@ def test_an_instance_is_asked_for_again_when_its_time_is_over(
 
 
 @pytest.mark.parametrize("interval", [0.0, 10.0, 1000.0])
-def test_its_time_begins_when_the_question_is_asked(
+def test_its_time_begins_when_the_query_is_asked(
     database: Database, clock: Clock, interval: float
 ) -> None:
     def take_long(what: str) -> None:
@@ -262,7 +262,7 @@ def test_the_cells_are_read_once_as_long_as_they_are_current(
     assert database.count("cells") == 2
 
 
-def test_a_snapshot_is_as_old_as_its_question(
+def test_a_snapshot_is_as_old_as_its_query(
     directory: Directory, database: Database, clock: Clock
 ) -> None:
     def take_long(what: str) -> None:
@@ -610,7 +610,7 @@ def test_all_that_is_read_is_handed_on(
 
     def on_refresh(cells: Mapping[str, Cell]) -> None:
         seen.append([f"{uuid}={cell.uuid}" for uuid, cell in cells.items()])
-        locked.append(ours._questions._lock.locked())
+        locked.append(ours._queries._lock.locked())
         locked.append(ours._instances._lock.locked())
 
     ours = make(database, clock=clock, on_refresh=on_refresh)
@@ -797,13 +797,13 @@ def test_an_outage_is_known_for_a_while_and_not_for_ever(
     )
     waited: list[float] = []
 
-    def wait(question: Question, timeout: float) -> bool:
+    def wait(query: Query, timeout: float) -> bool:
         waited.append(timeout)
-        return real_wait(question, timeout)
+        return real_wait(query, timeout)
 
     directory.refresh()
-    real_wait = directory._questions.wait
-    monkeypatch.setattr(directory._questions, "wait", wait)
+    real_wait = directory._queries.wait
+    monkeypatch.setattr(directory._queries, "wait", wait)
     database.error = ConnectionError("refused")
     for later in steps:
         clock.now += later
@@ -874,9 +874,9 @@ def test_no_answer_in_time_is_a_failed_lookup(
     with pytest.raises(exceptions.LookupFailed) as caught:
         directory.find(INSTANCE)
     assert "within 0.001 seconds" in caught.value.cause
-    assert directory.stats().questions_out == 1
+    assert directory.stats().queries_running == 1
     workers.do_all()
-    assert directory.stats().questions_out == 0
+    assert directory.stats().queries_running == 0
 
 
 def test_no_place_in_time_says_which_option_it_was(
@@ -909,7 +909,7 @@ def test_who_waits_less_is_told_sooner(
 
 
 class Slow(Held):
-    """The database answers some questions when the test says so.
+    """The database answers some queries when the test says so.
 
     Who waits for one of these waits by the clock, in no time.
     """
@@ -922,23 +922,23 @@ class Slow(Held):
         # Seconds until the answer to any of them.
         self.takes = math.inf
         self.directory = make(database, workers=self, clock=clock, **settings)
-        questions = self.directory._questions
-        self.wait = questions.wait
+        queries = self.directory._queries
+        self.wait = queries.wait
         # For this one object.
-        questions.wait = self.wait_by_the_clock  # type: ignore[method-assign]
+        queries.wait = self.wait_by_the_clock  # type: ignore[method-assign]
 
     def start(self, job: Any) -> None:
         super().start(job)
         if not self.held(job.key):
             self.do_all()
 
-    def wait_by_the_clock(self, question: Question, timeout: float) -> bool:
+    def wait_by_the_clock(self, query: Query, timeout: float) -> bool:
         self.waited.append(timeout)
-        if not question.done:
+        if not query.done:
             self.clock.now += min(timeout, self.takes)
             if self.takes <= timeout:
                 self.do_all()
-        return self.wait(question, 0.0)
+        return self.wait(query, 0.0)
 
 
 @pytest.fixture
@@ -1054,7 +1054,7 @@ def test_no_thread_to_ask_with_is_a_failed_lookup(
     for _ in range(20):
         with pytest.raises(exceptions.LookupFailed, match="new thread"):
             directory.find(INSTANCE)
-    assert directory.stats().questions_out == 0
+    assert directory.stats().queries_running == 0
 
 
 def test_an_answer_that_comes_late_does_not_replace_a_younger_one(
@@ -1099,7 +1099,7 @@ def test_a_lookup_that_comes_late_does_not_replace_a_younger_one(
 
 
 @pytest.mark.parametrize("jump", [-3600.0, 3600.0])
-def test_a_clock_that_jumps_costs_a_question_and_no_more(
+def test_a_clock_that_jumps_costs_a_query_and_no_more(
     directory: Directory, database: Database, clock: Clock, jump: float
 ) -> None:
     directory.find(INSTANCE)
@@ -1172,7 +1172,7 @@ def test_what_was_learned_since_we_looked_is_not_asked_for_again(
     clock = Meanwhile()
     directory = make(database, clock=clock)
     directory.refresh()
-    clock.when("ask", lambda: directory.find(INSTANCE))
+    clock.when("submit", lambda: directory.find(INSTANCE))
     assert cell_of(directory.find(INSTANCE)) == cell_uuid(1)
     assert database.count(INSTANCE) == 1
     stats = directory.stats()
@@ -1185,7 +1185,7 @@ def test_what_was_learned_since_we_came_is_asked_for_again_if_unsafe(
     clock = Meanwhile()
     directory = make(database, clock=clock)
     directory.refresh()
-    clock.when("ask", lambda: directory.find(INSTANCE))
+    clock.when("submit", lambda: directory.find(INSTANCE))
     directory.find(INSTANCE, "POST")
     assert database.count(INSTANCE) == 2
 
@@ -1195,7 +1195,7 @@ def test_a_snapshot_that_was_read_since_we_looked_is_not_read_again(
 ) -> None:
     clock = Meanwhile()
     directory = make(database, clock=clock)
-    clock.when("ask", lambda: directory.cell(cell_uuid(1)))
+    clock.when("submit", lambda: directory.cell(cell_uuid(1)))
     directory.cell(cell_uuid(2))
     assert database.count("cells") == 1
 
@@ -1217,7 +1217,7 @@ def test_a_snapshot_that_is_younger_than_our_time_is_no_jump(
     assert database.count("cells") == 2
 
 
-@pytest.mark.parametrize("function", ["find", "cell"])
+@pytest.mark.parametrize("function", ["find", "cell_now"])
 def test_a_refresh_after_our_time_was_read_costs_nothing(
     database: Database, function: str
 ) -> None:
@@ -1245,11 +1245,11 @@ def test_an_answer_that_comes_while_it_is_forgotten_is_not_remembered(
 
     workers = Held()
     directory = make(database, clock=clock, workers=workers)
-    real_outdate = directory._questions.outdate
-    directory._questions.ask(_CELLS, directory._read_cells)
+    real_outdate = directory._queries.outdate
+    directory._queries.submit(_CELLS, directory._read_cells)
     workers.do_all()
-    directory._questions.ask(INSTANCE, directory._read_instance)
-    monkeypatch.setattr(directory._questions, "outdate", outdate)
+    directory._queries.submit(INSTANCE, directory._read_instance)
+    monkeypatch.setattr(directory._queries, "outdate", outdate)
     directory.forget(INSTANCE)
     assert database.count(INSTANCE) == 1
     assert directory.remembered_for(INSTANCE) is None
@@ -1299,8 +1299,8 @@ def test_numbers_to_look_at(
     assert stats.reachable
     assert stats.instances == 2
     assert (stats.hits, stats.misses, stats.failures) == (1, 2, 0)
-    assert stats.questions == 3
-    assert (stats.questions_out, stats.questions_waiting) == (0, 0)
+    assert stats.queries == 3
+    assert (stats.queries_running, stats.queries_queued) == (0, 0)
 
 
 def calls(function: Any, *args: Any) -> list[str]:
@@ -1346,7 +1346,8 @@ def test_a_remembered_instance_leaves_nothing_behind(
     assert sys.getallocatedblocks() - before < 20
 
 
-def test_a_known_cell_costs_three_calls(database: Database) -> None:
+def test_a_known_cell_costs_four_calls(database: Database) -> None:
     directory = make(database)
     directory.refresh()
-    assert calls(directory.cell, cell_uuid(1)) == ["cell", "monotonic", "get"]
+    expected = ["cell", "cell_now", "monotonic", "get"]
+    assert calls(directory.cell, cell_uuid(1)) == expected

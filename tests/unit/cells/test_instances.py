@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cellmw.cells.instances import INDEX_MASK, Instances, pack
-from cellmw.cells.questions import Question
+from cellmw.cells.queries import Query
 from tests.directories import instance_uuid
 
 
@@ -24,12 +24,10 @@ def learn(
     at: float = 100.0,
     outdated: bool = False,
 ) -> None:
-    question = Question(
-        instance_uuid(number), lambda question: None, urgent=False
-    )
-    question.asked_at = at
-    question.outdated = outdated
-    instances.learn(question, index)
+    query = Query(instance_uuid(number), lambda query: None, urgent=False)
+    query.started_at = at
+    query.outdated = outdated
+    instances.learn(query, index)
 
 
 def indexes(
@@ -214,12 +212,10 @@ def test_an_instance_takes_250_bytes_at_most(count: int) -> None:
     try:
         before, _ = tracemalloc.get_traced_memory()
         for _ in range(count):
-            question = Question(
-                str(uuid.uuid4()), lambda question: None, urgent=False
-            )
-            question.asked_at = 1e9
-            instances.learn(question, INDEX_MASK)
-        del question
+            query = Query(str(uuid.uuid4()), lambda query: None, urgent=False)
+            query.started_at = 1e9
+            instances.learn(query, INDEX_MASK)
+        del query
         gc.collect()
         after, _ = tracemalloc.get_traced_memory()
     finally:
