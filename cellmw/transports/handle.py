@@ -12,6 +12,7 @@ messages leases a transport of its own.
 
 from __future__ import annotations
 
+import abc
 import os
 import sys
 import threading
@@ -57,7 +58,7 @@ class Process(Protocol):
         """End a request's hold in another thread.  Takes no lock."""
 
 
-class _SendOnly(RPCTransport):
+class _SendOnly(RPCTransport, abc.ABC):
     """A transport that sends RPC messages and does nothing else.
 
     Copies are the transport itself, equality is identity, and it cannot be
@@ -70,15 +71,26 @@ class _SendOnly(RPCTransport):
     def _driver(self) -> NoReturn:
         raise self._error(exceptions.SendOnly)
 
+    @abc.abstractmethod
     def _error(self, kind: type[exceptions.SendError]) -> exceptions.SendError:
         """An error that names this transport's cell."""
-        raise NotImplementedError
+
+    @abc.abstractmethod
+    def _note(
+        self, error: exceptions.CellMWError, context: Any = None
+    ) -> None:
+        """Leave a trace of a refusal.
+
+        :param context: of the message, serialized
+        """
 
     def cleanup(self) -> None:
         """Do nothing: the transport behind it belongs to the pool."""
 
     def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise self._error(exceptions.SendOnly)
+        error = self._error(exceptions.SendOnly)
+        self._note(error)
+        raise error
 
     _send_notification = _refuse
     _listen = _refuse
@@ -392,9 +404,7 @@ class Handle(_SendOnly):
                 options,
             ).deliver()
         except exceptions.CellMWError as error:
-            request_id = _request_id_in(ctxt) or self._request_id
-            self._refusals.note(error, request_id)
-            hidden_errors.note(error)
+            self._note(error, ctxt)
             raise
 
     def _borrow(self) -> tuple[Process, RequestLease]:
@@ -442,6 +452,13 @@ class Handle(_SendOnly):
         cell = self._cell
         return kind(cell_uuid=cell.uuid or None, cell_name=cell.name)
 
+    def _note(
+        self, error: exceptions.CellMWError, context: Any = None
+    ) -> None:
+        request_id = _request_id_in(context) or self._request_id
+        self._refusals.note(error, request_id)
+        hidden_errors.note(error)
+
     def __repr__(self) -> str:
         state = "released" if self._process is None else "live"
         cell = f"cell {self._cell.uuid}" if self._cell.uuid else "no cell"
@@ -488,8 +505,7 @@ class CellTransport(_SendOnly):
         try:
             cell = process.cell(self._cell_uuid)
         except exceptions.CellMWError as error:
-            process.refusals.note(error, _request_id_in(ctxt))
-            hidden_errors.note(error)
+            self._note(error, ctxt)
             raise
         handle = Handle(process, cell)
         try:
@@ -499,6 +515,13 @@ class CellTransport(_SendOnly):
 
     def _error(self, kind: type[exceptions.SendError]) -> exceptions.SendError:
         return kind(cell_uuid=self._cell_uuid)
+
+    def _note(
+        self, error: exceptions.CellMWError, context: Any = None
+    ) -> None:
+        request_id = _request_id_in(context) or hidden_errors.request_id()
+        self._here().refusals.note(error, request_id)
+        hidden_errors.note(error)
 
     @property
     def _runtime_id(self) -> int:

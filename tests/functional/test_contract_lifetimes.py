@@ -206,7 +206,9 @@ def listen_for_notifications(context: Any) -> None:
 
 @pytest.mark.parametrize("use", [listen, notify, listen_for_notifications])
 def test_it_neither_listens_nor_notifies(
-    cells: Cells, use: Callable[[Any], None]
+    cells: Cells,
+    use: Callable[[Any], None],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def handler(context: Any) -> None:
         with pytest.raises(exceptions.SendError) as caught:
@@ -216,6 +218,7 @@ def test_it_neither_listens_nor_notifies(
         assert console_output(context) == [ONE, "x"]
 
     cells.request(handler)
+    assert "reason send_only: cell" in caplog.text
 
 
 # Contexts with it

@@ -264,6 +264,14 @@ def test_it_only_sends(
     assert caught.value.cell_uuid == cell_uuid(1)
 
 
+def test_what_is_not_sending_leaves_a_trace(
+    transport: CellTransport, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(exceptions.SendOnly):
+        transport._listen(None, 1, None)
+    assert f"reason send_only: cell {cell_uuid(1)}" in caplog.text
+
+
 def test_a_target_without_a_topic_is_the_callers_mistake(
     stack: Stack, transport: CellTransport
 ) -> None:
