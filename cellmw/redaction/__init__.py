@@ -1,10 +1,10 @@
 # Licensed under the Apache License, Version 2.0; see the file LICENSE.
-"""Nothing secret leaves.
+"""Redaction of credentials in logs, errors and other texts.
 
-``Secret`` carries a connection string.  ``KNOWN`` holds the credentials that
-this process knows, and ``scrub`` hides them, and those in whatever looks like
-a URL, in any text.  ``install`` puts that between all loggers of the process
-and their handlers.  Imports nothing but the standard library.
+``Secret`` holds a connection string.  ``KNOWN`` has the credentials that this
+process knows.  ``scrub`` hides them, and the credentials of anything that
+looks like a URL, in any text.  ``install`` scrubs the records of all loggers
+before any handler sees them.  Imports only the standard library.
 """
 
 from __future__ import annotations

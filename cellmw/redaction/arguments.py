@@ -1,10 +1,10 @@
 # Licensed under the Apache License, Version 2.0; see the file LICENSE.
-"""Make the message and the arguments of a log record fit to be shown.
+"""Scrub the message and the arguments of log records.
 
-Whatever shows no secret stays the very object.  An object whose text its own
-code makes is not asked for that text: a :class:`Shown` stands in for it, and
-scrubs the text when a formatter asks.  So ``__str__`` and ``__repr__`` run as
-often as without this package.
+An argument that shows no secret stays the very object.  If an object's own
+code makes its text, a :class:`Shown` takes its place, and scrubs the text when
+a formatter asks for it.  So ``__str__`` and ``__repr__`` run as often as
+without this package.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ _OPENS = ("items", "iteritems", "to_dict")
 
 
 class Shown:
-    """Stands in for an object in a log record, and scrubs what it shows.
+    """Replaces an object in a log record, and scrubs its texts.
 
-    Gives the object's attributes, but nothing that opens it.
+    It has the object's attributes, except those that list what it holds.
     """
 
     __slots__ = ("_shown", "_tidy")
@@ -55,8 +55,8 @@ class Shown:
         self._shown = value
         self._tidy = tidy
 
-    # Filters look at it.
-    @property  # type: ignore[misc]  # nobody sets it
+    # For filters that call isinstance().
+    @property  # type: ignore[misc]  # it is read only
     def __class__(self) -> type:
         kind: Any = type(self._shown)
         return Shown if _is_opened(kind) else kind
@@ -86,16 +86,17 @@ class Shown:
 
 
 class _ShownMapping(Shown):
-    """The same for a mapping that ``%(name)s`` looks into."""
+    """Replaces a mapping from which ``%(name)s`` takes values."""
 
     __slots__ = ()
 
     def __getitem__(self, key: object) -> object:
-        return clean(self._shown[key], self._tidy)  # type: ignore[index]
+        mapping: Any = self._shown
+        return clean(mapping[key], self._tidy)
 
 
 class Formatted:
-    """A message that is put together, and scrubbed, when it is shown."""
+    """A message that is formatted and scrubbed when it is shown."""
 
     __slots__ = ("_args", "_message", "_tidy")
 

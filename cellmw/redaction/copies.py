@@ -1,10 +1,10 @@
 # Licensed under the Apache License, Version 2.0; see the file LICENSE.
-"""Copy an exception that shows a secret, without what shows it.
+"""Copy exceptions without the secrets that they show.
 
-The copy is of the same class, or of one that derives from it, and has its
+The copy is of the same class, or of one that derives from it and has its
 name.  It keeps the attributes that show nothing.  Its frames print as the same
-file, line and marks, and hold no variables.  The chain, the notes and the
-members of groups are copied the same way.
+file and line, and hold no variables.  The chain, the notes and the members of
+groups are copied the same way.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import functools
 from typing import Any
 
 from cellmw.redaction import exposure, urls
+from cellmw.redaction.arguments import is_shown_by_c
 from cellmw.redaction.text import describe, scrub
 from cellmw.redaction.tracebacks import bare_traceback, strip_frames
 
@@ -23,7 +24,7 @@ _TEXT = "_cellmw_text"
 
 
 def safe_copy(error: BaseException) -> BaseException:
-    """Return the exception itself if it shows no secret, or else a copy.
+    """Return the exception itself if it shows no secret, otherwise a copy.
 
     Never raises.
     """
@@ -36,10 +37,10 @@ def safe_copy(error: BaseException) -> BaseException:
 
 
 def made_safe(error: BaseException) -> BaseException:
-    """Make an exception safe to raise to a service, whoever prints it then.
+    """Make an exception safe to raise to a service, whatever prints it then.
 
-    Takes the variables out of the frames that it has come through, which
-    still print as the same lines, where they or the exception show a secret.
+    If the exception or its frames show a secret, the variables are taken out
+    of the frames, which still print as the same lines.
 
     :returns: the exception itself, or a copy where its own text, arguments or
         attributes show one
@@ -86,7 +87,7 @@ def _copy_of(
     return copy
 
 
-# Whatever the class itself does when somebody sets something.
+# Past the class's own way to set attributes.
 _set = BaseException.__setattr__
 
 
@@ -96,7 +97,7 @@ def _copy_one(
     try:
         text = scrub(str(error))
     except Exception:
-        # The words of the traceback module.
+        # As the traceback module says it.
         text = "<exception str() failed>"
     args = tuple(_kept(arg) for arg in error.args)
     if members is not None:
@@ -110,22 +111,18 @@ def _copy_one(
     return Exception(text)
 
 
-def _kinds(kind: type[BaseException]) -> tuple[type[BaseException], ...]:
-    # mypy takes the __hash__ of the instances for that of the class.
-    shown = _derived(kind)  # type: ignore[arg-type]
-    methods = (kind.__str__, kind.__repr__)
-    if any(hasattr(method, "__code__") for method in methods):
-        # Its own text needs what the copy may lack.
-        return (shown,)
-    return kind, shown
+def _kinds(kind: Any) -> tuple[type[BaseException], ...]:
+    # A text that the class's own code makes may need what the copy lacks.
+    shown = _derived(kind)
+    return (kind, shown) if is_shown_by_c(kind) else (shown,)
 
 
 @functools.lru_cache(maxsize=256)
 def _derived(kind: type[BaseException]) -> type[BaseException]:
-    """Make a class that looks like this one, and shows a text of ours.
+    """Make a class that looks like this one, and prints a scrubbed text.
 
-    It derives from the first base that does not notice: some register each
-    class that derives from them.
+    It derives from the first base without a hook for subclasses, because some
+    classes register each subclass.
     """
     namespace = {
         "__module__": kind.__module__,
@@ -133,16 +130,14 @@ def _derived(kind: type[BaseException]) -> type[BaseException]:
         "__str__": _show,
         "__repr__": BaseException.__repr__,
     }
-    base = next(base for base in kind.__mro__ if _takes_no_notice(base))
-    return type(kind.__name__, (base,), namespace)
-
-
-def _takes_no_notice(kind: type) -> bool:
-    return type(kind) is type and not any(
-        "__init_subclass__" in vars(base)
+    # The last one is object, whose hook does nothing.
+    hooked = {b for b in kind.__mro__[:-1] if "__init_subclass__" in vars(b)}
+    base = next(
+        base
         for base in kind.__mro__
-        if base is not object
+        if type(base) is type and hooked.isdisjoint(base.__mro__)
     )
+    return type(kind.__name__, (base,), namespace)
 
 
 def _show(error: BaseException) -> str:
@@ -152,37 +147,35 @@ def _show(error: BaseException) -> str:
 
 def _new(kind: type[BaseException], args: tuple[Any, ...]) -> BaseException:
     builtin = next(b for b in kind.__mro__ if b.__module__ == "builtins")
-    copy = builtin.__new__(kind, *args)
+    copy: BaseException = builtin.__new__(kind, *args)
     if type(copy) is not kind:
         raise TypeError(kind)
-    assert isinstance(copy, BaseException)
     return copy
 
 
 def _fill(copy: BaseException, error: BaseException, text: str) -> None:
-    """Give a copy what handlers may look at, as far as it shows nothing."""
+    """Copy the attributes that show nothing."""
     for name, value, descriptor in exposure.attributes(error):
         if name == "__notes__":
-            # Their texts are made while they are printed.
+            # Printing makes their texts.
             copy.__dict__[name] = _notes(value)
         elif descriptor is None:
             copy.__dict__[name] = _kept(value)
         else:
-            # Some can only be read.
+            # Some are read-only.
             with contextlib.suppress(Exception):
                 _set_member(copy, descriptor, value)
-    if "__str__" in vars(type(copy)) and vars(type(copy))["__str__"] is _show:
+    if type(copy).__str__ is _show:
         copy.__dict__[_TEXT] = text
 
 
 def _set_member(copy: BaseException, descriptor: Any, value: Any) -> None:
-    try:
-        # An OSError shows whatever was set, None as well.
-        if descriptor.__get__(copy) is value:
-            return
-    except AttributeError:
-        pass
-    descriptor.__set__(copy, _kept(value))
+    current = None
+    with contextlib.suppress(AttributeError):
+        current = descriptor.__get__(copy)
+    # An OSError shows whatever was set, None as well.
+    if current is not value:
+        descriptor.__set__(copy, _kept(value))
 
 
 def _notes(notes: Any) -> list[str]:

@@ -1,5 +1,5 @@
 # Licensed under the Apache License, Version 2.0; see the file LICENSE.
-"""Say whether an exception shows a secret to anybody who logs it.
+"""Check whether logging an exception would show a secret.
 
 A log handler shows the text of an exception, its arguments and its notes, the
 same of its chain and of the members of groups, and, as error trackers do, its
@@ -31,6 +31,7 @@ _MOST_VALUES = 50_000
 # Of one container.  No handler shows more.
 _MOST_MEMBERS = 1000
 _DEEPEST = 4
+_TOO_MUCH = "there is more than is looked at"
 # The frame's, the variable's and the argument's (CPython 3.11 and 3.12; later
 # versions make no snapshot).
 _REFERENCES_OF_SNAPSHOT = 3
@@ -69,20 +70,25 @@ def is_clean(
     texts: list[str] = []
     values: list[Any] = []
     errors = chain_of(error)
-    for one in errors:
-        _add_values_of(one, values, texts)
-        own = _traceback_of(one)
-        add_variables_of(own, values)
-        if traceback is own:
-            traceback = None
-    if traceback is not None:
+    try:
+        for one in errors:
+            _add_values_of(one, values, texts)
+            own = _traceback_of(one)
+            add_variables_of(own, values)
+            if traceback is own:
+                traceback = None
         add_variables_of(traceback, values)
-    return len(errors) <= MOST_ERRORS and _are_clean(values, texts)
+        return len(errors) <= MOST_ERRORS and _are_clean(values, texts)
+    except RuntimeError:
+        return False
 
 
 def shows_nothing(value: object) -> bool:
     """Say whether an attribute of an exception can be shown."""
-    return _are_clean([value], [])
+    try:
+        return _are_clean([value], [])
+    except RuntimeError:
+        return False
 
 
 def chain_of(error: BaseException) -> list[BaseException]:
@@ -109,7 +115,10 @@ def chain_of(error: BaseException) -> list[BaseException]:
 def add_variables_of(
     traceback: types.TracebackType | None, values: list[Any]
 ) -> None:
-    """Collect the values of the variables of a traceback's frames."""
+    """Collect the values of the variables of a traceback's frames.
+
+    :raises RuntimeError: there are more frames than are looked at
+    """
     left = MOST_FRAMES
     while traceback is not None:
         frame = traceback.tb_frame
@@ -126,8 +135,7 @@ def add_variables_of(
         traceback = traceback.tb_next
         left -= 1
         if not left and traceback is not None:
-            values.append(_TOO_MUCH)
-            return
+            raise RuntimeError(_TOO_MUCH)
 
 
 def attributes(error: BaseException) -> Iterator[tuple[str, Any, Any]]:
@@ -144,15 +152,12 @@ def attributes(error: BaseException) -> Iterator[tuple[str, Any, Any]]:
             yield name, descriptor.__get__(error), descriptor
 
 
-class _TooMuchError(Exception):
-    """There is more than is looked at."""
-
-
-_TOO_MUCH = object()
-
-
 def _are_clean(values: list[Any], texts: list[str]) -> bool:
-    """Say whether values, and what these hold, show nothing."""
+    """Say whether values, and what these hold, show nothing.
+
+    :raises RuntimeError: there is more than is looked at, or another thread
+        changes a container meanwhile
+    """
     odd = []
     for value in values:
         kind: Any = type(value)
@@ -160,25 +165,12 @@ def _are_clean(values: list[Any], texts: list[str]) -> bool:
             texts.append(value)
         elif kind not in NUMBERS:
             odd.append(value)
-    if odd and not _look_into(odd, texts):
-        return False
+    if odd:
+        seen: dict[int, Any] = {}
+        for _ in range(_DEEPEST + 1):
+            odd = _look_at(odd, texts, seen)
     joined = "\n".join(texts)
     return text.is_clean(joined) or text.scrub(joined) is joined
-
-
-def _look_into(values: list[Any], texts: list[str]) -> bool:
-    """Collect the texts of values, of what these hold, and so on.
-
-    :returns: False if there is more than is looked at
-    """
-    seen: dict[int, Any] = {}
-    try:
-        for _ in range(_DEEPEST + 1):
-            values = _look_at(values, texts, seen)
-    except (_TooMuchError, RuntimeError):
-        # The latter where another thread changes a container meanwhile.
-        return False
-    return True
 
 
 def _look_at(
@@ -198,8 +190,8 @@ def _look_at(
             continue
         else:
             seen[id(value)] = value
-            if value is _TOO_MUCH or len(seen) + len(texts) > _MOST_VALUES:
-                raise _TooMuchError
+            if len(seen) + len(texts) > _MOST_VALUES:
+                raise RuntimeError(_TOO_MUCH)
             if isinstance(value, str):
                 texts.append(str.__str__(value))
             elif isinstance(value, (bytes, bytearray)):
@@ -239,7 +231,7 @@ def _nature_of(kind: Any) -> tuple[bool, Any, bool]:
 def _look_at_object(value: Any, kind: Any, texts: list[str]) -> None:
     if _is_configuration(kind):
         # Error trackers open it, and find every connection string.
-        raise _TooMuchError
+        raise RuntimeError(_TOO_MUCH)
     if kind.__repr__ is object.__repr__:
         return
     if not _is_of_library(kind):

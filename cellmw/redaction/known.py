@@ -1,8 +1,8 @@
 # Licensed under the Apache License, Version 2.0; see the file LICENSE.
-"""Find the credentials that this process knows, by their value.
+"""Find known credentials by their value.
 
-:class:`Secrets` owns them, counted: the same password may serve many cells
-and many generations of one, and stays known until nobody holds it.
+:class:`Secrets` counts who holds each, because many cells, and many
+generations of a cell, may share a password.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class _Needles(NamedTuple):
 
 
 class Hold:
-    """Some credentials, known until :meth:`drop`.
+    """Keeps credentials known until :meth:`drop`.
 
-    The caller of :meth:`Secrets.hold` drops it.  A context manager too.
+    The caller of :meth:`Secrets.hold` drops it.  Also a context manager.
     """
 
     __slots__ = ("_secrets", "_urls")
@@ -46,9 +46,10 @@ class Hold:
         self._urls = [held]
 
     def drop(self) -> None:
-        """Forget them, unless somebody else holds them too.
+        """Stop holding the credentials.
 
-        Never blocks, so a finalizer may call it.  A second call does nothing.
+        They are forgotten with their last hold.  Never blocks, so a finalizer
+        may call it.  A second call does nothing.
         """
         try:
             held = self._urls.pop()
@@ -90,14 +91,13 @@ class Secrets:
         self._locks: dict[int, threading.Lock] = {}
 
     def hold(self, *urls: Secret | None, names: Sequence[str] = ()) -> Hold:
-        """Know the credentials of these connection strings.
+        """Make the credentials of connection strings known.
 
-        Blocks for no longer than other threads take to enter or leave theirs.
-        None is skipped.
+        Blocks only while other threads add or remove theirs.  None is skipped.
 
         :param names: which option or column each stands in, for the warning
             about a password that is too short to be found by its value
-        :returns: what ends it; the caller drops it
+        :returns: keeps them known; the caller drops it
         """
         held = tuple(url for url in urls if url)
         entered = [self._needles(url) for url in held]

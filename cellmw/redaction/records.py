@@ -1,11 +1,10 @@
 # Licensed under the Apache License, Version 2.0; see the file LICENSE.
 """Scrub all log records of a process before any handler sees them.
 
-The module puts itself into the process-wide log record factory: unlike a
-filter, a factory sees the records of all loggers, whoever configures handlers
-and formatters, and when.  It chains to the factory before it.  It looks at the
-records of all loggers, not only those of the libraries that this package
-calls: a service logs what those libraries raised.
+The module sets a log record factory in front of the one that is there.
+Unlike a filter, a factory sees the records of all loggers, however and
+whenever handlers and formatters are configured.  It scrubs the records of all
+loggers, because a service also logs what libraries raised.
 
 A record that shows no secret stays as it is, and so does its exception.
 """
@@ -187,7 +186,7 @@ def _clean_format(
     try:
         shown = message % args
     except Exception:
-        # The handler will say so, and show both.
+        # The handler reports the error, and shows message and arguments.
         record.msg = tidy(message)
         return
     if tidy(shown) != shown:
@@ -228,7 +227,7 @@ def _guard(owner: Any, name: str, replace: Callable[..., Any]) -> None:
 def _summarize(
     original: Callable[[logging.LogRecord], str], record: logging.LogRecord
 ) -> str:
-    """Scrub what oslo.log says of an exception that nobody gave to it."""
+    """Scrub oslo.log's summary of the exception that is being handled."""
     return scrub(original(record))
 
 
@@ -237,10 +236,10 @@ def _report(
     handler: logging.Handler,
     record: logging.LogRecord,
 ) -> None:
-    """Scrub what logging prints of a handler that has failed.
+    """Scrub what logging prints when a handler fails.
 
-    It prints the exception, and with it the one that was being handled when
-    the record was made.
+    It prints the handler's exception and the one that was handled when the
+    record was made.
     """
     error = sys.exc_info()[1]
     copy = None if error is None else safe_copy(error)
@@ -251,6 +250,6 @@ def _report(
     try:
         raise copy from None
     except BaseException as shown:
-        # Raising has put the one that is handled here into its chain.
+        # Raising has put the unscrubbed exception into its chain.
         shown.__context__ = None
         original(handler, record)

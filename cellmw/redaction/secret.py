@@ -1,5 +1,5 @@
 # Licensed under the Apache License, Version 2.0; see the file LICENSE.
-"""The value that connection strings travel in."""
+"""A string that does not print itself."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any, NoReturn
 
 
 class Secret:
-    """A string that shows itself to nobody who does not ask for it.
+    """A string that only :meth:`reveal` shows.
 
-    Connection strings travel through this package in this form: ``repr``,
+    This package holds every connection string in this form.  ``repr``,
     ``str``, ``format``, ``vars``, ``dataclasses.asdict`` and tracebacks with
     locals show three asterisks.  Equal if the strings are; hashable; cannot
     be pickled.
@@ -21,7 +21,7 @@ class Secret:
         self._value = value
 
     def reveal(self) -> str:
-        """The string itself.  Hand it on at once; keep it nowhere."""
+        """Return the string.  Pass it on at once, and do not keep it."""
         return self._value
 
     def __eq__(self, other: object) -> bool:

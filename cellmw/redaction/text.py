@@ -1,5 +1,5 @@
 # Licensed under the Apache License, Version 2.0; see the file LICENSE.
-"""Make texts fit to leave: known values and URLs hidden, on one line."""
+"""Scrub texts: hide known values and URLs' credentials, keep lines whole."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def scrub(text: str) -> str:
             return text
         return _scrub_long(text) if len(text) > LIMIT else _scrub(text)
     except Exception:
-        # Better to lose a text than what it may hold.
+        # A lost text is better than a secret that leaks.
         return urls.HIDDEN
 
 
@@ -77,7 +77,7 @@ def is_clean(text: str) -> bool:
 def one_line(text: str, limit: int = 1000) -> str:
     """Return a text that cannot forge a line of a log or a header.
 
-    Control characters and line breaks become escapes that can be read.
+    Control characters and line breaks become readable escapes.
     Never raises.
 
     :param limit: most characters; what is longer is cut and ends in dots
@@ -90,14 +90,14 @@ def one_line(text: str, limit: int = 1000) -> str:
 
 
 def escape(text: str) -> str:
-    """Control characters and line breaks as escapes; all else as it is."""
+    """Replace control characters and line breaks with escapes."""
     return _unprintable.sub(lambda found: ascii(found.group())[1:-1], text)
 
 
 def describe(error: BaseException, limit: int = 500) -> str:
-    """The class and the message of an error, scrubbed, on one line.
+    """Return the class and the scrubbed message of an error, on one line.
 
-    What errors of this package say of those that caused them.  Never raises.
+    Errors of this package describe their causes with it.  Never raises.
 
     :param limit: most characters
     """
