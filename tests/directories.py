@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from cellmw.cells import directory
+from cellmw.cells import directory, known
 from cellmw.cells.mapping import Cell, CellMapping, expand
 from cellmw.cells.queries import Query
 from cellmw.redaction import Secret
@@ -182,7 +182,7 @@ def instance_uuid(number: int) -> str:
 
 
 def make(
-    database: Database | directory.Source,
+    database: Database | known.Source,
     *,
     workers: Workers | None = None,
     **settings: Any,

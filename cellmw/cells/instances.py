@@ -1,9 +1,9 @@
 # Licensed under the Apache License, Version 2.0; see the file LICENSE.
-"""What is remembered of instances: which cell each is in, and until when.
+"""The cache of instances: the cell of each, and until when it is valid.
 
-A million of them must fit, and reading stands in every request's way.  So an
-instance is one entry of a plain dict, whose value is one int: the time until
-which it holds, and the cell's index in a list that the directory keeps.
+The cache must hold a million instances, and every request reads it.  So an
+instance is one entry of a plain dict, and its value is one int: the time until
+which it is valid, and the index of the cell in a list of the directory.
 """
 
 from __future__ import annotations
@@ -13,32 +13,32 @@ import threading
 
 from cellmw.cells.queries import Query
 
-# Times are kept in 1/1024 of a second: exact in binary, and with the index
-# they stay below 2**60 for 34 years of uptime, where an int is 32 bytes.
+# Times are in units of 1/1024 s, which are exact in binary.  With the index
+# they stay below 2**60 for 34 years of uptime, and such an int takes 32 bytes.
 TICKS = 1024.0
 INDEX_BITS = 20
 INDEX_MASK = (1 << INDEX_BITS) - 1
 
 
 def pack(until: float, index: int) -> int:
-    """The entry of an instance.  The later it ends the larger it is."""
+    """The entry of an instance.  An entry that ends later is larger."""
     return math.floor(until * TICKS) << INDEX_BITS | index
 
 
 class Instances:
-    """Instances, of which the oldest are forgotten first.  Thread-safe.
+    """A cache that drops its oldest entries first.  Thread-safe.
 
-    There are two dicts.  New entries go to ``recent``; when that holds half
-    of what there may be, or when all that stands in ``older`` has expired, it
-    becomes the older one, and what the older one held is forgotten in one
-    step.  So between half of ``size`` and all of it is kept, never more, and
-    nothing is ever searched for.
+    It has two dicts.  New entries go to ``recent``.  When ``recent`` holds
+    half of ``size``, or all entries of ``older`` have expired, ``recent``
+    becomes ``older``, and the old ``older`` is dropped as a whole.  So the
+    cache keeps at least half of ``size`` and never more than ``size``, and
+    never searches for entries to drop.
 
-    Readers read both dicts without a lock, ``recent`` first.  What they miss
-    while the dicts change places is asked for again, which is always right.
+    Readers read both dicts without a lock, ``recent`` first.  A reader that
+    misses an entry while the dicts rotate queries the database again.
 
-    :param ttl: seconds for which an entry holds; 0: nothing is kept
-    :param size: most entries; 0: nothing is kept
+    :param ttl: seconds for which an entry is valid; 0: nothing is cached
+    :param size: most entries; 0: nothing is cached
     """
 
     __slots__ = (
@@ -51,7 +51,7 @@ class Instances:
         "recent",
     )
 
-    def __init__(self, *, ttl: float, size: int) -> None:
+    def __init__(self, ttl: float, size: int) -> None:
         self._ttl = ttl
         self._size = size if ttl > 0 else 0
         self._half = (size + 1) // 2
@@ -61,38 +61,34 @@ class Instances:
         self.older: dict[str, int] = {}
 
     def __len__(self) -> int:
-        """How many entries there are, expired ones included."""
+        """The number of entries, expired ones included."""
         return len(self.recent) + len(self.older)
 
     def entry(
         self, instance_uuid: str, now: float
     ) -> tuple[int, float] | None:
-        """The cell's index, and for how many seconds that holds still.
-
-        An entry with more time left than it ever had is from before the clock
-        was set back, and does not hold.
-        """
+        """The cell's index, and the seconds for which it stays valid."""
         packed = self.recent.get(instance_uuid)
         if packed is None:
             packed = self.older.get(instance_uuid)
             if packed is None:
                 return None
         left = (packed >> INDEX_BITS) / TICKS - now
-        if not 0 < left <= self._ttl + 1 / TICKS:
+        if left <= 0:
             return None
         return packed & INDEX_MASK, left
 
     def learn(self, query: Query, index: int | None) -> None:
-        """Keep what was asked, in place of what was known.
+        """Cache the result of a query.
 
-        :param query: its key is the instance; where it is outdated
-            nothing changes
-        :param index: the cell's; None: there is nothing to remember
+        :param query: its key is the instance; the result of an outdated
+            query is not cached
+        :param index: the cell's; None: the instance has no cell
         """
         instance_uuid, started_at = query.key, query.started_at
         assert isinstance(instance_uuid, str)
         assert started_at is not None
-        # Let go after the lock: freeing many entries takes a while.
+        # Freed after the lock is released: many entries take a while.
         dropped = None
         if query.outdated:
             return
@@ -105,31 +101,26 @@ class Instances:
                 dropped = self._make_room(started_at)
             self.recent[instance_uuid] = pack(started_at + self._ttl, index)
         del dropped
-        # Outdated first, then forgotten: what was kept after the forgetting
-        # is found here.
+        # Directory.forget() outdates the query before it drops the entry.  If
+        # the entry above came after that drop, the query is outdated by now.
         if query.outdated:
             self.forget(instance_uuid)
 
     def forget(self, instance_uuid: str) -> None:
-        """Know nothing about an instance.
+        """Drop an instance.
 
-        Takes no lock: a signal handler may have interrupted it, and would
-        wait for a worker that waits for the lock.
+        Takes no lock: a signal handler calls this too, and would wait for a
+        worker that waits for the lock.
         """
         self.recent.pop(instance_uuid, None)
         self.older.pop(instance_uuid, None)
 
-    def clear(self) -> None:
-        """Know nothing."""
-        with self._lock:
-            self.recent = {}
-            self.older = {}
-
     def close(self) -> None:
-        """Know nothing, and learn nothing any more."""
+        """Drop all entries, and cache no more."""
         with self._lock:
             self._size = 0
-        self.clear()
+            self.recent = {}
+            self.older = {}
 
     def _make_room(self, now: float) -> list[dict[str, int]]:
         dropped = []

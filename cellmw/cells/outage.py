@@ -1,5 +1,5 @@
 # Licensed under the Apache License, Version 2.0; see the file LICENSE.
-"""Deadlines, and telling the log when a database fails and recovers."""
+"""Deadlines, and the log lines about outages of the database."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ LOG = logging.getLogger(__name__)
 
 
 class Deadline:
-    """A time up to which somebody waits.
-
-    What is left is never more than the limit, even if the clock is set back.
+    """The end of a wait.
 
     :param limit: seconds from now
     """
@@ -29,24 +27,25 @@ class Deadline:
         self._end = clock() + limit
 
     def left(self) -> float:
-        """Seconds; not below 0."""
-        return min(self.limit, max(0.0, self._end - self._clock()))
+        """Seconds until the end, at least 0."""
+        return max(0.0, self._end - self._clock())
 
 
 class Outage:
-    """Whether one kind of query fails.  Thread-safe.
+    """The state of one type of query: failing or not.  Thread-safe.
 
-    It logs one line when it begins and one when it ends.  Around a query it
-    is a context manager, which lets errors pass.
+    An outage logs one line when it begins and one when it ends.  As a context
+    manager around a query it notes errors and lets them pass.
 
-    Nothing here waits for the lock, because a signal handler may have
-    interrupted the thread that holds it.  A caller that finds it taken leaves
-    the news to the holder, or to the next query.
+    No method waits for the lock, because a signal handler may have
+    interrupted the thread that holds it.  A caller that finds the lock taken
+    leaves the change to the holder, or to the next query.
 
-    :param what: what is asked, for the log
-    :param meanwhile: what becomes of requests, for the log
-    :param quiet: seconds without a failure before a success ends it, so that
-        a database that answers half of the queries does not fill the log
+    :param what: what the queries read, for the log
+    :param meanwhile: the effect on requests, for the log
+    :param quiet: seconds without a failure before a success ends the outage,
+        so that a database that fails every second query does not fill the log
+    :ivar lasting: whether the queries fail
     """
 
     __slots__ = (
@@ -92,7 +91,7 @@ class Outage:
             self.begin(describe(error))
 
     def begin(self, cause: str) -> None:
-        """A query has failed."""
+        """Note that a query has failed."""
         now = self._clock()
         self._last = now
         if not self._lock.acquire(blocking=False):
@@ -112,7 +111,7 @@ class Outage:
             )
 
     def end(self) -> None:
-        """A query was answered."""
+        """Note that a query has succeeded."""
         if self.lasting:
             self._end()
 
@@ -121,7 +120,7 @@ class Outage:
         if not self._lock.acquire(blocking=False):
             return
         try:
-            quiet = abs(now - self._last) >= self._quiet
+            quiet = now - self._last >= self._quiet
             ends = self.lasting and quiet
             if ends:
                 self.lasting = False
@@ -136,19 +135,19 @@ class Outage:
             )
 
     def holds(self, seconds: float) -> bool:
-        """Whether it lasts, and was seen to within these seconds."""
-        return self.lasting and abs(self._clock() - self._last) < seconds
+        """Whether the outage lasts and a query has failed this recently."""
+        return self.lasting and self._clock() - self._last < seconds
 
     def may_probe(self, every: float) -> bool:
-        """Whether the caller is to see if it still lasts.
+        """Whether the caller should probe the database.
 
-        Says yes once in so many seconds.
+        Returns True once in ``every`` seconds.
         """
         now = self._clock()
         if not self._lock.acquire(blocking=False):
             return False
         try:
-            if abs(now - self._last) < every:
+            if now - self._last < every:
                 return False
             self._last = now
             return True
@@ -157,10 +156,10 @@ class Outage:
 
 
 def describe(error: BaseException) -> str:
-    """What went wrong in the database, as one line without credentials.
+    """The driver's error as one line without credentials.
 
-    SQLAlchemy and oslo.db wrap the driver's error and add the statement; what
-    the driver says is what an operator needs.
+    SQLAlchemy and oslo.db wrap the driver's error and add the statement; an
+    operator needs the driver's text.
     """
     inner = error
     for name in ("inner_exception", "orig"):

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cellmw import exceptions
-from cellmw.cells.directory import _CELLS
+from cellmw.cells.known import CELLS
 from cellmw.cells.mapping import Cell
 from cellmw.cells.queries import Queries, Query
 from cellmw.workers import Workers
@@ -124,8 +124,8 @@ def waiters(directory: Any, key: object) -> int:
 
 def cells_key(directory: Any) -> object:
     """What the reading of the cells that is under way goes by."""
-    until(lambda: _CELLS in directory._queries._sharing.current)
-    return _CELLS
+    until(lambda: CELLS in directory._queries._sharing.current)
+    return CELLS
 
 
 def number_of(cell: Cell) -> int:

