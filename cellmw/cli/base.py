@@ -206,7 +206,7 @@ def chosen(cells: Iterable[CellMapping], name: str) -> CellMapping:
         if cell.name == name:
             named.append(cell)
     if not named:
-        raise Failed(f"there is no cell {name}")
+        raise Failed(f"cell {name} does not exist")
     if len(named) > 1:
         uuids = ", ".join(cell.uuid for cell in named)
         raise Failed(f"several cells are named {name}; give a UUID: {uuids}")
@@ -222,7 +222,7 @@ def _refuse_missing_file(url: sa.URL) -> None:
         and not name.startswith((":memory:", "file:"))
         and not Path(name).exists()
     ):
-        raise Failed(f"there is no SQLite database {name}")
+        raise Failed(f"SQLite database {name} does not exist")
 
 
 def _text_of(conf: cfg.ConfigOpts, group: str, name: str) -> Secret | None:

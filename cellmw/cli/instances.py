@@ -17,7 +17,8 @@ from typing import Any, Self, TextIO
 
 import tqdm
 
-from cellmw.cells.changes import ChangeRefused, InstanceMapping, Tally
+from cellmw.cells.instance_changes import InstanceMapping, Tally
+from cellmw.cells.transactions import ChangeRefused
 from cellmw.cli import arguments, base
 
 _COLUMNS = ("instance_uuid", "cell_uuid", "project_id", "user_id")
@@ -483,7 +484,7 @@ def _problem(row: dict[str, str], cells: set[str]) -> str | None:
         except argparse.ArgumentTypeError as error:
             return f"user_id: {error}"
     if row["cell_uuid"].lower() not in cells:
-        return f"there is no cell {row['cell_uuid']}"
+        return f"cell {row['cell_uuid']} does not exist"
     return None
 
 

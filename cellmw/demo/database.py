@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from cellmw import redaction
 from cellmw.cells import changes, mapping, tables
+from cellmw.cells.instance_changes import InstanceMapping
 from cellmw.demo.errors import DemoError
 from cellmw.transports.oslo import known_drivers
 
@@ -46,7 +47,7 @@ class Database:
     def create(
         self,
         cells: Sequence[mapping.CellMapping],
-        instances: Sequence[changes.InstanceMapping],
+        instances: Sequence[InstanceMapping],
     ) -> None:
         """Make the tables and fill them.
 
@@ -73,7 +74,7 @@ class Database:
     def _fill(
         self,
         cells: Sequence[mapping.CellMapping],
-        instances: Sequence[changes.InstanceMapping],
+        instances: Sequence[InstanceMapping],
     ) -> None:
         drivers = known_drivers()
         writer = changes.Changes(

@@ -26,7 +26,7 @@ from paste import deploy
 
 import cellmw
 from cellmw import redaction, rpc, runtime
-from cellmw.cells.changes import InstanceMapping
+from cellmw.cells.instance_changes import InstanceMapping
 from cellmw.cells.mapping import CELL0_UUID, CellMapping
 from cellmw.demo import keystone
 from cellmw.demo.brokers import Brokers

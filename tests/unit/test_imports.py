@@ -37,6 +37,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"cellmw.cells.lookups"}),
     frozenset({"cellmw.cells.known"}),
     frozenset({"cellmw.cells.store", "cellmw.cells.directory"}),
+    frozenset({"cellmw.cells.transactions"}),
+    frozenset({"cellmw.cells.instance_changes"}),
     frozenset({"cellmw.cells.changes", "cellmw.cells.databases"}),
     frozenset({"cellmw.cells.migrations.*"}),
     # What is open.

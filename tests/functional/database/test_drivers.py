@@ -21,7 +21,8 @@ import pytest
 import sqlalchemy as sa
 
 from cellmw import exceptions
-from cellmw.cells.changes import Changes, InstanceMapping
+from cellmw.cells.changes import Changes
+from cellmw.cells.instance_changes import InstanceMapping
 from cellmw.cells.mapping import CellMapping
 from cellmw.cells.store import Store
 from cellmw.redaction import Secret

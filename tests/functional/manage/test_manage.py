@@ -305,7 +305,7 @@ def test_a_url_can_come_from_standard_input(
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (("--uuid", ONE, "--transport-url", "rabbit://n/"), "there is a cell"),
+        (("--uuid", ONE, "--transport-url", "rabbit://n/"), "already exists"),
         (("--name", "one", "--transport-url", "rabbit://n/"), "same name"),
         (("--transport-url", "rabbit://x:y@one.example/v"), "same broker"),
         (("--transport-url", "rabbit://Zuser:Zpw{@h/"), "brace"),
@@ -333,7 +333,7 @@ def test_a_url_can_come_from_standard_input(
         ),
         (
             *(("--uuid", CELL0_UUID, "--transport-url", "none:///"),),
-            "there is a cell",
+            "already exists",
         ),
     ],
 )
@@ -399,7 +399,7 @@ def test_the_interval_that_is_named_is_the_configured_one(
     "arguments, said",
     [
         ((ONE,), "no option says what to change"),
-        ((NOBODY, "--name", "x"), "there is no cell"),
+        ((NOBODY, "--name", "x"), "does not exist"),
         ((ONE, "--name", "two"), "same name"),
         ((ONE, "--transport-url", "rabbit://h:x/"), "malformed"),
         ((ONE, "--transport-url", "rabbit://h/?nosuch=3"), "unknown option"),
@@ -430,7 +430,7 @@ def test_a_cell_with_instances_is_not_deleted_and_they_are_counted(
     said = filled.refuses("cell", "delete", TWO)
     assert f"1 instance is mapped to cell {TWO}" in said
     assert "1 of them queued for delete" in said
-    assert "no cell" in filled.refuses("cell", "delete", NOBODY)
+    assert "does not exist" in filled.refuses("cell", "delete", NOBODY)
 
 
 def test_an_instance_is_shown_with_its_cell(filled: Manage) -> None:
@@ -466,7 +466,7 @@ def test_an_instance_is_mapped_and_moved(filled: Manage) -> None:
     [
         ((instance(9),), "--cell is missing"),
         ((instance(9), "--cell", ONE), "--project-id is missing"),
-        ((instance(9), "--cell", NOBODY, "--project-id", "p"), "no cell"),
+        ((instance(9), "--cell", NOBODY, "--project-id", "p"), "not exist"),
         (("--file", "/nowhere"), "No such file"),
         (("--file", "/"), "Is a directory"),
     ],
@@ -560,7 +560,7 @@ GOOD = f"{instance(9)},{ONE},p"
         ((HEADER, GOOD, f"x,{ONE},p"), "line 3: instance_uuid: it is not"),
         ((HEADER, GOOD, f"{instance(8)},x,p"), "line 3: cell_uuid: it is"),
         ((HEADER, GOOD, f"{instance(8)},{ONE},"), "line 3: project_id: it"),
-        ((HEADER, GOOD, f"{instance(8)},{NOBODY},p"), "line 3: there is no"),
+        ((HEADER, GOOD, f"{instance(8)},{NOBODY},p"), "line 3: cell "),
         ((HEADER, GOOD, "", GOOD.upper()), "line 4: another line names the"),
         ((HEADER, GOOD, f'{instance(8)},{ONE},"p'), "line 3: unexpected end"),
         ((HEADER, GOOD, f"{instance(8)},{ONE},{'p' * 256}"), "line 3: proj"),
@@ -597,7 +597,7 @@ def test_each_bad_line_of_a_file_is_told(
         HEADER, GOOD, *(f"{instance(n)},{TWO},p" for n in (2, 1, 8, 4))
     )
     done = filled("-q", "instance", "map", "--file", path, "--batch-size", "2")
-    said = [line.split(" is mapped")[0] for line in done.err.splitlines()]
+    said = [line.split(" is already")[0] for line in done.err.splitlines()]
     assert said == [
         *(f"cellmw-manage: instance {instance(n)}" for n in (2, 1, 4)),
         "cellmw-manage: 3 lines cannot be used; nothing was changed",
@@ -645,8 +645,8 @@ def test_a_cell_may_be_named(filled: Manage, tmp_path: Path) -> None:
     assert filled.tables()[1][-1]["cell_id"] == 2
     filled("instance", "unmap", instance(4))
     assert f"Cell {BAD} was" in filled("cell", "delete", "bad").out
-    assert "there is no cell one" in filled.refuses("cell", "show", "one")
-    assert "there is no cell x" in filled.refuses(*command, "x")
+    assert "cell one does not exist" in filled.refuses("cell", "show", "one")
+    assert "cell x does not exist" in filled.refuses(*command, "x")
 
 
 def test_a_name_that_several_cells_have_is_refused(filled: Manage) -> None:
@@ -720,7 +720,7 @@ def test_a_mapping_that_says_something_else_stops_the_whole_file(
     command = ("-q", "instance", "map", "--file", path, "--batch-size", "1")
     done = filled(*command)
     assert done.status == 1
-    assert f"instance {instance(2)} is mapped already" in done.err
+    assert f"instance {instance(2)} is already mapped" in done.err
     assert filled.tables() == before
     done = filled(*command, "--replace", "-f", "json")
     assert (done.json["added"], done.json["changed"]) == (1, 1)
@@ -807,7 +807,7 @@ BAD_CONFIGURATIONS = [
     ),
     (
         "[api_database]\nconnection = sqlite:////nowhere/x.sqlite",
-        "there is no SQLite database /nowhere/x.sqlite",
+        "SQLite database /nowhere/x.sqlite does not exist",
     ),
     (
         "[api_database]\nconnection = mysql+nothing://Zuser:Zpw@h/x",
@@ -834,7 +834,7 @@ BAD_CONFIGURATIONS = [
         for name in COMMANDS
         for text, said in BAD_CONFIGURATIONS
         # That one makes the file.
-        if name != "db sync" or "no SQLite database" not in said
+        if name != "db sync" or "SQLite database" not in said
     ],
 )
 def test_a_bad_configuration_is_one_line(
