@@ -178,7 +178,7 @@ def test_a_change_that_makes_a_duplicate_is_refused(
     ):
         with pytest.raises(ChangeRefused, match=TWO):
             changes.update_cell(ONE, **values)
-    with pytest.raises(ChangeRefused, match="cell .* does not exist"):
+    with pytest.raises(ChangeRefused, match=r"cell .* does not exist"):
         changes.update_cell(CELL0_UUID, name="x")
     assert rows(engine, cell_mappings) == before
 
@@ -220,7 +220,7 @@ def test_a_cell_with_instances_is_not_deleted(
     changes.unmap_instance(instance(3))
     changes.delete_cell(ONE)
     assert rows(engine, cell_mappings) == []
-    with pytest.raises(ChangeRefused, match="cell .* does not exist"):
+    with pytest.raises(ChangeRefused, match=r"cell .* does not exist"):
         changes.delete_cell(ONE)
 
 
