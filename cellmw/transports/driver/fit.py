@@ -19,6 +19,7 @@ import amqp.channel
 import amqp.connection
 import amqp.transport
 import kombu.connection
+from kombu.transport import pyamqp
 from oslo_messaging._drivers import amqpdriver, common, impl_rabbit, pool
 
 # First and last minor version of each library.
@@ -66,6 +67,10 @@ _FACTS: tuple[tuple[object, str, str], ...] = (
     (impl_rabbit, "Connection._publish", "_transport_socket_timeout publish"),
     (impl_rabbit, "Connection.set_transport_socket_timeout", "settimeout"),
     (kombu.connection, "Connection.default_channel", "_default_channel"),
+    (kombu.connection, "Connection.transport", "_transport create_transport"),
+    (pyamqp, "Transport.establish_connection", "Connection connect"),
+    (amqp.connection, "Connection.connect", "Transport transport connect"),
+    (amqp.transport, "_AbstractTransport._init_socket", "_setup_transport"),
     # A channel sends with one method, a transport reads and writes with two.
     (amqp.channel, "Channel._basic_publish", "send_method Publish"),
     (amqp.connection, "Connection.blocking_read", "having_timeout read_frame"),

@@ -12,6 +12,11 @@ Read in oslo.messaging 18.3, kombu 5.4 and 5.7, and amqp 5.2 and 5.4:
 - ``_set_current_channel`` gets each new channel.  ``_heartbeat_start`` is
   called at the end of opening, before anybody else has the connection, and
   only where it is one to send with.
+- kombu makes a transport by ``create_transport`` wherever it has none, and
+  that makes each connection of py-amqp as its ``Connection``, which makes the
+  socket by ``Transport``.  ``_setup_transport`` is called when that is
+  connected, and before anything is written.
+- ``declare_consumer`` tries for ever where nothing else is said.
 - kombu keeps its default channel in ``_default_channel``, also when it was
   closed.
 - A channel of py-amqp sends each method by its ``send_method``; the first
@@ -57,6 +62,9 @@ _CONNECTION_ERRORS = (
     OSError,
     EOFError,
 )
+# How much longer than its message may be waited for, in seconds, opening takes
+# at most: what is opened too late for one message serves the next.
+_OPENING = 5.0
 _AS_IT_IS = contextlib.nullcontext()
 # What RabbitMQ 3.10 says where a 403 is not about the user's rights.
 _NOT_ABOUT_RIGHTS = (
@@ -132,6 +140,41 @@ def _tells_of_broker(error: Exception) -> bool:
         # broker's names the method.
         return error.method_sig is not None
     return isinstance(error, (*_CONNECTION_ERRORS, MemoryError))
+
+
+def _end_of_opening() -> float | None:
+    """When to give up what is opened for the message under way, if any."""
+    message = under_way.message
+    return None if message is None else message.deadline + _OPENING
+
+
+class _Amqp(kombu.transport.pyamqp.Connection):
+    """py-amqp's connection, with a deadline from its first byte on."""
+
+    def Transport(  # noqa: N802  # as py-amqp calls it
+        self,
+        host: str,
+        connect_timeout: float | None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        deadline = _end_of_opening()
+        if deadline is not None:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise Expired
+            connect_timeout = min(left, connect_timeout or left)
+        made = super().Transport(host, connect_timeout, *args, **kwargs)
+        if type(made) in _TRANSPORTS:
+            set_up = made._setup_transport
+
+            def set_up_with_wire() -> None:
+                set_up()
+                made.wire = Wire(made)
+                made.wire.deadline = deadline
+
+            made._setup_transport = set_up_with_wire
+        return made
 
 
 class NotReady(Exception):
@@ -280,22 +323,31 @@ class Connection(impl_rabbit.Connection):
             self.connection._default_channel = None
         if new_channel is None or new_channel is self._hooked:
             return
-        if self.purpose == common.PURPOSE_SEND:
-            self._hooked = new_channel
-            self._hook(new_channel)
+        self._hooked = new_channel
+        transport = getattr(new_channel.connection, "transport", None)
+        self.wire = getattr(transport, "wire", None)
+        if self.wire is not None and self.purpose == common.PURPOSE_SEND:
+            new_channel.send_method = self._announcing(new_channel.send_method)
 
-    def _hook(self, channel: Any) -> None:
-        transport = getattr(channel.connection, "transport", None)
-        if type(transport) not in _TRANSPORTS:
-            self.wire = None
-            return
-        wire = self.wire
-        if wire is None or wire.transport is not transport:
-            before, self.wire = wire, Wire(transport)
-            if before is not None:
-                # Opened anew in the middle of a message.
-                self.wire.deadline = before.deadline
-        channel.send_method = self._announcing(channel.send_method)
+    def ensure_connection(self) -> None:
+        """Open it, for the message under way if there is one."""
+        connection = self.connection
+        make = type(connection).create_transport
+
+        def create_transport() -> Any:
+            made = make(connection)
+            if isinstance(made, kombu.transport.pyamqp.Transport):
+                made.Connection = _Amqp
+            return made
+
+        if "create_transport" not in vars(connection):
+            connection.create_transport = create_transport
+            # It may have one that it was not asked for.
+            connection._transport = None
+        super().ensure_connection()
+        if self.wire is not None:
+            self.wire.deadline = None
+            self.wire.is_short = False
 
     def _announcing(self, send: Callable[..., Any]) -> Callable[..., Any]:
         def send_method(signature: Any, *args: Any, **kwargs: Any) -> Any:
@@ -319,8 +371,10 @@ class Connection(impl_rabbit.Connection):
         would publish it no second time either, and costs more than the rest
         of ours.
         """
-        message = under_way.message if self.is_taken else None
-        if message is None:
+        message = under_way.message
+        if message is None or not self.is_taken:
+            if message is not None:
+                kwargs.setdefault("retry", 0)
             return super().ensure(method, *args, **kwargs)
         try:
             if self.channel is None:
@@ -354,8 +408,16 @@ class Connection(impl_rabbit.Connection):
 
     def declare_consumer(self, consumer: Any) -> Any:
         """Declare a queue: for a sender, the one for its replies."""
-        with reporting():
+        wire, deadline = self.wire, _end_of_opening()
+        if wire is None or deadline is None:
             return super().declare_consumer(consumer)
+        wire.deadline = deadline
+        try:
+            with reporting():
+                return super().declare_consumer(consumer)
+        finally:
+            wire.deadline = None
+            self.set_transport_socket_timeout()
 
 
 def prepare_queue_manager(conf: cfg.ConfigOpts) -> None:

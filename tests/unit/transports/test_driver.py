@@ -279,6 +279,29 @@ def test_a_short_deadline_is_not_left_on_the_socket() -> None:
         assert wire.is_short
 
 
+@pytest.mark.timeout(PATIENCE)
+@pytest.mark.parametrize("purpose", ["send", "listen"])
+def test_opening_ends_where_the_other_side_says_nothing(
+    conf: cfg.ConfigOpts, monkeypatch: pytest.MonkeyPatch, purpose: str
+) -> None:
+    # No hook from outside reaches it, and nobody wants to wait so long.
+    monkeypatch.setattr(rabbit, "_OPENING", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"rabbit://u:a-long-password@127.0.0.1:{silent.getsockname()[1]}"
+        transport = oslo_messaging.get_rpc_transport(conf, url)
+        driver.install(transport, run)
+        connections = transport._driver._connection_pool
+        with (
+            Message(0.1) as message,
+            pytest.raises(Exception, match="time is"),
+        ):
+            if purpose == "send":
+                connections.get(retry=0)
+            else:
+                connections.create(purpose)
+    assert message.verdict is Verdict.UNREACHABLE
+
+
 # The connections.
 
 
