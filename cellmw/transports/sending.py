@@ -7,8 +7,8 @@ thread, and each wait for the socket ends at the message's deadline:
 
 - the request's lease and the pool's: only of a transport that is open, and of
   a cell whose mapping is known;
-- a connection: only one that is idle, whose lock nobody has; not the
-  heartbeat's thread either;
+- a connection: only one that is open, whose lock nobody has, the heartbeat's
+  thread included; where no more may be opened, in line until the deadline;
 - the reply queue: only where it is open; the reply: for the call's timeout;
 - connections that have expired or are dead are closed by workers.
 
@@ -214,11 +214,10 @@ class Sending:
         if lease is None:
             return None
         assert lease.transport is not None
-        if not driver.reserve(lease.transport, self, is_call=self._is_call):
-            lease.release()
-            return None
         try:
-            return self._send_with(lease), None
+            if driver.reserve(lease.transport, self, is_call=self._is_call):
+                return self._send_with(lease), None
+            lease.release()
         except OtherGeneration:
             self._fault = None
         except BaseException as error:
@@ -227,6 +226,7 @@ class Sending:
                 and self._state is State.QUEUED
                 and self._verdict() in _WORTH_A_WORKER
             ):
+                lease.release()
                 return None, self._explain(error)
         return None
 

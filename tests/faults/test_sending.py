@@ -287,7 +287,7 @@ def names_of_ours(send: Callable[[], object]) -> list[str]:
     return names
 
 
-@pytest.mark.parametrize("kind,most", [("cast", 32), ("call", 35)])
+@pytest.mark.parametrize("kind,most", [("cast", 33), ("call", 36)])
 def test_a_warm_message_costs_few_functions_and_no_thread(
     api: Service, vhost: servers.Vhost, kind: str, most: int
 ) -> None:

@@ -102,9 +102,10 @@ def reports(transport: RPCTransport) -> bool:
 def reserve(
     transport: RPCTransport, message: Message, *, is_call: bool
 ) -> bool:
-    """Keep an open connection for a message, if that takes no waiting.
+    """Keep an open connection for a message, if that takes no opening.
 
-    Then the calling thread may send the message, and waits for nothing but
+    Waits where no more may be opened, until the message's deadline.  Then
+    the calling thread may send the message, and waits for nothing but
     that connection's socket, until the message's deadline, and for a reply
     as long as it says.  A call needs the transport's reply queue, which the
     first call opens without a deadline; the lock around that is free as soon

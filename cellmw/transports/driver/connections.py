@@ -109,17 +109,21 @@ class ConnectionPool(pool.ConnectionPool):
     def reserve(self, message: Message) -> bool:
         """Keep a connection for the next :meth:`get` of this message.
 
-        Waits for nothing: neither where all are in use, nor for the thread
-        that has one for its heartbeat.
+        Where all are in use and no more may be opened, waits in line until
+        the deadline.  Does not wait for the thread that has one for its
+        heartbeat.
 
-        :returns: whether there is one
+        :returns: whether there is one; False: one may be opened
+        :raises NoConnectionFree: none became free in time
         """
         while True:
-            with self._cond:
-                if self._waiting or not self._items:
-                    return False
-                connection: Connection = self._items.pop()[1]
-                connection.is_pooled = False
+            connection = self._next(message)
+            if connection is None:
+                # For somebody who can wait until it is open.
+                with self._cond:
+                    self._current_size -= 1
+                    self._cond.notify()
+                return False
             try:
                 if connection.take(message, wait=False):
                     message.reserved = connection
@@ -137,7 +141,9 @@ class ConnectionPool(pool.ConnectionPool):
         with self._cond:
             if not self._waiting:
                 if self._items:
-                    return self._pop()
+                    connection: Connection = self._items.pop()[1]
+                    connection.is_pooled = False
+                    return connection
                 if self._may_open():
                     self._current_size += 1
                     return None
@@ -163,15 +169,12 @@ class ConnectionPool(pool.ConnectionPool):
             # Woken in the order of their coming.
             self._cond.wait(left)
             if self._items:
-                return self._pop()
+                connection: Connection = self._items.pop()[1]
+                connection.is_pooled = False
+                return connection
             if self._may_open():
                 self._current_size += 1
                 return None
-
-    def _pop(self) -> Connection:
-        connection: Connection = self._items.pop()[1]
-        connection.is_pooled = False
-        return connection
 
     def _may_open(self) -> bool:
         return self._current_size < self._max_size and (

@@ -434,13 +434,34 @@ def test_what_is_reserved_and_not_used_is_given_back(pool: Any) -> None:
         assert len(pool._items) == 1
 
 
-def test_nothing_is_reserved_before_those_that_wait(pool: Any) -> None:
+def test_a_full_pool_is_waited_for_to_reserve_from_it(pool: Any) -> None:
+    pool._max_size = 1
     with Message() as message:
-        pool.put(pool.get())
-        pool._waiting = 1
-        assert not pool.reserve(message)
-        pool._waiting = 0
-        assert pool.reserve(message)
+        assert not pool.reserve(message)  # it may be opened
+        assert pool._current_size == 0
+        held = pool.get()
+    got: list[int] = []
+
+    def take(number: int) -> None:
+        with Message() as message:
+            assert pool.reserve(message)
+            got.append(number)
+            pool.put(pool.get())
+
+    with Threads() as threads:
+        for number in range(4):
+            threads.start(take, number)
+            while pool._waiting <= number:
+                time.sleep(0.001)
+        pool.put(held)
+        threads.join()
+    assert got == [0, 1, 2, 3]
+    held = pool.get()
+    with Message(0.05) as message:
+        with pytest.raises(NoConnectionFree, match="all 1"):
+            pool.reserve(message)
+    assert message.verdict is Verdict.FULL
+    pool.put(held)
 
 
 def test_a_reservation_waits_for_no_heartbeat(
