@@ -143,7 +143,7 @@ def test_a_request_whose_instance_is_remembered_costs_little() -> None:
 
 
 def test_what_is_known_makes_no_request_dearer() -> None:
-    many = known(cells=2000, instances=20_000)
+    many = known(cells=200, instances=2000)
     assert calls(for_instance(many)) == calls(for_instance())
     wanted = instance_uuid(7)
     assert calls(lambda: many.find(wanted)) <= 3

@@ -189,7 +189,7 @@ def test_closed_it_caches_no_more() -> None:
     assert len(instances) == 0
 
 
-@pytest.mark.parametrize("count", [700, 1_000, 5_500, 11_000])
+@pytest.mark.parametrize("count", [700, 1_000, 5_500])
 def test_an_instance_takes_250_bytes_at_most(count: int) -> None:
     """Its UUID included, just before and just after a dict has grown."""
     instances = Instances(30.0, count)

@@ -6,8 +6,6 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,8 +14,6 @@ from oslo_config import cfg
 from oslo_db.sqlalchemy import engines as oslo_db_engines
 
 from cellmw.cells import engines, store
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 def configuration() -> cfg.ConfigOpts:
@@ -139,21 +135,3 @@ def test_a_filter_is_added_once(broken: sa.Engine, tmp_path: Path) -> None:
     before = list(logger.filters)
     engines.make_engine(configuration(), "sqlite://")
     assert logger.filters == before
-
-
-def test_reading_imports_neither_alembic_nor_cliff() -> None:
-    program = (
-        "import sys, cellmw.cells.store\n"
-        "print([name for name in sys.modules"
-        " if name.startswith(('alembic', 'cliff', 'cellmw.cli'))])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    assert done.stdout.strip() == "[]"

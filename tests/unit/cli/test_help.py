@@ -61,22 +61,6 @@ def test_the_help_loads_no_library_that_only_commands_need() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_a_command_does_not_load_what_eventlet_patches_with() -> None:
-    """It is a third of the start of a command that uses oslo.messaging."""
-    code = (
-        "import sys; from cellmw.cli import main; import oslo_messaging; "
-        "print('dns' in sys.modules, 'alembic' in sys.modules)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    assert done.stdout == "False False\n"
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_each_command_has_a_help_that_names_its_options(
     name: str, capsys: pytest.CaptureFixture[str]
