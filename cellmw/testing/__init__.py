@@ -15,12 +15,12 @@ from cellmw.testing.hosts import Received
 from cellmw.testing.memory_brokers import (
     Broker,
     BrokerStats,
-    UsedAfterCleanup,
     broker,
     broker_of,
     brokers,
     forget_brokers,
 )
+from cellmw.testing.memory_clients import UsedAfterCleanup
 from cellmw.testing.site import FaultLeftOn, Site, SiteError, open_site
 
 __all__ = [

@@ -28,6 +28,8 @@ from oslo_messaging._drivers import base, common
 from oslo_serialization import jsonutils
 
 from cellmw.testing import memory_brokers
+from cellmw.testing.memory_clients import Consumer, UsedAfterCleanup
+from cellmw.testing.memory_state import Delivery, Reply
 from cellmw.transports.driver import Message, Reporting, judge, under_way
 
 LOG = logging.getLogger(__name__)
@@ -136,7 +138,7 @@ class MemoryDriver(base.BaseDriver, Reporting):
     def _exchange(self, target: oslo_messaging.Target) -> str:
         return target.exchange or self._default_exchange or ""
 
-    def _on_reply(self, reply: memory_brokers.Reply | None) -> None:
+    def _on_reply(self, reply: Reply | None) -> None:
         if reply is None:
             for answers in list(self._waiting.values()):
                 answers.put(None)
@@ -165,7 +167,7 @@ class MemoryDriver(base.BaseDriver, Reporting):
                     "no reply from a server within the timeout"
                 ) from None
             if body is None:
-                raise memory_brokers.UsedAfterCleanup(
+                raise UsedAfterCleanup(
                     "the transport was cleaned up during the call"
                 )
             answer = jsonutils.loads(body)
@@ -240,9 +242,7 @@ class MemoryDriver(base.BaseDriver, Reporting):
 class MemoryListener(base.PollStyleListener):
     """What a server polls.  Owns one consumer."""
 
-    def __init__(
-        self, driver: MemoryDriver, consumer: memory_brokers.Consumer
-    ) -> None:
+    def __init__(self, driver: MemoryDriver, consumer: Consumer) -> None:
         super().__init__(driver.prefetch_size)
         self._driver = driver
         self._consumer = consumer
@@ -270,8 +270,8 @@ class MemoryMessage(base.RpcIncomingMessage):
     def __init__(
         self,
         driver: MemoryDriver,
-        consumer: memory_brokers.Consumer,
-        delivery: memory_brokers.Delivery,
+        consumer: Consumer,
+        delivery: Delivery,
     ) -> None:
         content = jsonutils.loads(delivery.body)
         timeout = content["call_monitor_timeout"]
@@ -324,11 +324,11 @@ class MemoryMessage(base.RpcIncomingMessage):
             {"result": result, "failure": failure, "heartbeat": heartbeat}
         )
         return self._client.send_reply(
-            memory_brokers.Reply(self._reply_queue, self._call_id, body)
+            Reply(self._reply_queue, self._call_id, body)
         )
 
     def acknowledge(self) -> None:
-        """Be done with it.  RPC messages are, once they were polled."""
+        """Acknowledge it.  RPC messages are acknowledged when polled."""
         self._consumer.acknowledge(self._delivery)
 
     def requeue(self) -> None:
@@ -338,7 +338,7 @@ class MemoryMessage(base.RpcIncomingMessage):
 
 @contextlib.contextmanager
 def _reporting() -> Iterator[Message | None]:
-    """Tell the message under way, if there is one, what fails in this."""
+    """Report errors to the message that is being sent, if any."""
     message = under_way.message
     try:
         yield message

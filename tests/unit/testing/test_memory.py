@@ -362,7 +362,7 @@ def test_what_was_not_acknowledged_is_given_to_the_next(
 
 def test_an_expired_message_does_not_count(broker: testing.Broker) -> None:
     now = 100.0
-    broker._clock = lambda: now
+    broker._state.clock = lambda: now
     sender = broker.attach(None, None)
     sender.consume([("q", "x", "q")]).close()
     sender.send("x", "q", "short", retry=0, ttl=5)
@@ -559,7 +559,7 @@ def test_a_forked_child_begins_with_no_brokers(
     make_transport: Callable[..., oslo_messaging.RPCTransport],
 ) -> None:
     # What another thread of the parent holds, nobody releases in the child.
-    broker._lock.acquire()
+    broker._state.lock.acquire()
     child = os.fork()
     if child == 0:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -568,6 +568,6 @@ def test_a_forked_child_begins_with_no_brokers(
         client(own).cast({}, "note", value=1)
         known = testing.brokers()
         os._exit(0 if known and broker not in known else 1)
-    broker._lock.release()
+    broker._state.lock.release()
     _pid, status = os.waitpid(child, 0)
     assert status == 0
