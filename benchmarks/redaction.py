@@ -113,7 +113,7 @@ def _with(
     return run
 
 
-def _urls(number: int, *, odd: bool = False) -> tuple[Secret, Secret]:
+def secret_urls(number: int, *, odd: bool = False) -> tuple[Secret, Secret]:
     middle = "/@ü'" if odd else ""
     first, second = (
         quote(secrets.token_hex(8) + middle + secrets.token_hex(4), safe="")
@@ -140,7 +140,7 @@ def records(rounds: int, count: int) -> None:
     holds: list[Hold] = []
     for known in (0, 1, CELLS):
         while len(holds) < known:
-            holds.append(KNOWN.hold(*_urls(len(holds))))
+            holds.append(KNOWN.hold(*secret_urls(len(holds))))
         print(f"a record without a secret, {known} cells known")
         for kind, log in KINDS.items():
             ways = {
@@ -162,7 +162,7 @@ def records(rounds: int, count: int) -> None:
 
 def cells() -> None:
     for odd in (False, True):
-        urls = [_urls(number, odd=odd) for number in range(CELLS)]
+        urls = [secret_urls(number, odd=odd) for number in range(CELLS)]
         began = time.thread_time()
         holds = [KNOWN.hold(*pair) for pair in urls]
         held = time.thread_time()

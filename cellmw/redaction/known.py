@@ -99,18 +99,19 @@ class Secrets:
             about a password that is too short to be found by its value
         :returns: keeps them known; the caller drops it
         """
-        held = tuple(url for url in urls if url)
-        entered = [self._needles(url) for url in held]
+        entered = [(url, self._needles(url)) for url in urls if url]
         with self._lock():
-            for url, needles in zip(held, entered, strict=True):
+            for url, needles in entered:
                 self._enter(url, needles)
         self._settle()
         self.on_hold()
-        # There may be fewer names than URLs.
-        for one, name in zip(urls, names, strict=False):
-            if one and self._needles(one).has_short:
-                self._warn(name)
-        return Hold(self, held)
+        short = {url for url, needles in entered if needles.has_short}
+        if short:
+            # There may be fewer names than URLs.
+            for one, name in zip(urls, names, strict=False):
+                if one in short:
+                    self._warn(name)
+        return Hold(self, tuple(url for url, _ in entered))
 
     def __len__(self) -> int:
         """How many connection strings are known."""
