@@ -32,6 +32,7 @@ from hypothesis.stateful import (
 )
 
 from cellmw import exceptions
+from cellmw.transports.driver.wire import Expired
 from cellmw.transports.handle import Handle
 from tests.fakes import PATIENCE, Sent, Stack, Transport, cell_uuid
 
@@ -94,6 +95,8 @@ class Message:
         step = self.steps.get(timeout=PATIENCE)
         if step == "fail":
             raise OSError("reset")
+        if step == "late":
+            raise Expired
         if step == "refuse":
             self.rejected = True
             raise amqp.exceptions.AccessRefused("no")
@@ -125,10 +128,14 @@ class Machine(RuleBasedStateMachine):
     """The request, its messages, and the process around them."""
 
     messages: Bundle[Message] = Bundle("messages")
+    # Whether messages are sent in their request's thread, where they can be.
+    ready = False
 
     def __init__(self) -> None:
         super().__init__()
-        self.stack = Stack(max_sends=MAX_SENDS, send_timeout=PATIENCE)
+        self.stack = Stack(
+            max_sends=MAX_SENDS, send_timeout=PATIENCE, ready=self.ready
+        )
         self.stack.__enter__()
         self.stack.put(1)
         self.handle = Handle(self.stack, self.stack.cells[cell_uuid(1)])
@@ -187,6 +194,12 @@ class Machine(RuleBasedStateMachine):
         return self._step(message, "fail")
 
     @rule(message=consumes(messages), target=messages)
+    def meet_the_deadline(
+        self, message: Message
+    ) -> Message | MultipleResults[Message]:
+        return self._step(message, "late")
+
+    @rule(message=consumes(messages), target=messages)
     def refuse(self, message: Message) -> Message | MultipleResults[Message]:
         return self._step(message, "refuse")
 
@@ -206,7 +219,8 @@ class Machine(RuleBasedStateMachine):
             return multiple()
         return message
 
-    @precondition(lambda self: not self.released)
+    # A driver that is ready keeps the deadline itself.
+    @precondition(lambda self: not (self.ready or self.released))
     @precondition(lambda self: len(self.under_way) < MAX_SENDS)
     @precondition(lambda self: not self.stack.guard().stats().down)
     @rule(
@@ -284,6 +298,12 @@ class Machine(RuleBasedStateMachine):
             self.stack.workers.close()
 
 
+class ReadyMachine(Machine):
+    """The same where a connection is always open."""
+
+    ready = True
+
+
 def _until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():
@@ -302,9 +322,12 @@ def _until(condition: Callable[[], bool]) -> None:
         ),
     ],
 )
-def test_what_is_said_of_each_message_is_true(examples: int) -> None:
+@pytest.mark.parametrize("machine", [Machine, ReadyMachine])
+def test_what_is_said_of_each_message_is_true(
+    machine: type[Machine], examples: int
+) -> None:
     run_state_machine_as_test(
-        Machine,
+        machine,
         settings=hypothesis.settings(
             max_examples=examples,
             stateful_step_count=20,
