@@ -24,7 +24,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"cellmw.pipeline", "cellmw.refusals"}),
     frozenset({"cellmw.faults", "cellmw.instance_path", "cellmw.janitor"}),
     frozenset({"cellmw.hidden_errors"}),
-    frozenset({"cellmw.options", "cellmw.lenient_path"}),
+    frozenset({"cellmw.options.*", "cellmw.lenient_path"}),
     frozenset({"cellmw.configuration"}),
     # What is known of cells and instances.
     frozenset({"cellmw.cells", "cellmw.cells.urls", "cellmw.cells.tables"}),
