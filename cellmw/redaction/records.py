@@ -78,7 +78,8 @@ def _scope_of(name: object) -> int:
 def _ensure() -> None:
     """Put ours back in front of a factory that another library has set."""
     current = logging.getLogRecordFactory()
-    if not hasattr(current, "_cellmw_guard"):
+    # One that wraps ours may have the attribute of ours.
+    if getattr(current, "_cellmw_factory", None) is not current:
         logging.setLogRecordFactory(_in_front_of(current))
     _guard(
         sys.modules.get("oslo_log.formatters"),
@@ -111,7 +112,7 @@ def _in_front_of(previous: _Factory) -> _Factory:
             _withhold(record, error)
         return record
 
-    scrubbing._cellmw_guard = True  # type: ignore[attr-defined]  # a mark
+    scrubbing._cellmw_factory = scrubbing  # type: ignore[attr-defined]  # a mark
     return scrubbing
 
 

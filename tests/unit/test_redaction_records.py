@@ -548,7 +548,10 @@ def test_it_chains_to_the_factory_before(log: _List) -> None:
     assert log.text == "a ***\n"
 
 
-def test_a_factory_that_chains_to_it_is_served(log: _List) -> None:
+@pytest.mark.parametrize("wraps", [True, False])
+def test_a_factory_that_chains_to_it_is_served(
+    log: _List, wraps: bool
+) -> None:
     ours = logging.getLogRecordFactory()
 
     def chains(*args: Any, **kwargs: Any) -> logging.LogRecord:
@@ -556,7 +559,9 @@ def test_a_factory_that_chains_to_it_is_served(log: _List) -> None:
         record.msg = f"{record.msg} {PASSWORD}"
         return record
 
-    logging.setLogRecordFactory(chains)
+    # A wrapper also gets the attributes of what it wraps.
+    factory = functools.wraps(ours)(chains) if wraps else chains
+    logging.setLogRecordFactory(factory)
     KNOWN.hold(None)
     logging.getLogger("kombu").info("a %s", PASSWORD)
     assert log.text == "a *** ***\n"
