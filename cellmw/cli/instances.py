@@ -4,30 +4,19 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import csv
-import itertools
-import shutil
-import sys
-import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, Self, TextIO
-
-import tqdm
+from typing import Any
 
 from cellmw.cells.instance_changes import InstanceMapping, Tally
 from cellmw.cells.transactions import ChangeRefused
 from cellmw.cli import arguments, base
-
-_COLUMNS = ("instance_uuid", "cell_uuid", "project_id", "user_id")
-_REQUIRED = _COLUMNS[:3]
-
-_NO_TEXT = "the file is not UTF-8 text"
-
-# Seconds between two progress lines.
-_PROGRESS_INTERVAL = 1.0
+from cellmw.cli.instance_files import (
+    REQUIRED,
+    MappingFile,
+    Problems,
+    Progress,
+    batches,
+    opened,
+)
 
 
 class InstanceList(base.ListCommand):
@@ -74,7 +63,7 @@ class InstanceList(base.ListCommand):
         if parsed_args.cell is not None:
             cell_id = base.chosen(known, parsed_args.cell).id
         limit = parsed_args.limit
-        # One more tells whether there is another page.
+        # One more shows whether another page follows.
         found = self.configuration.changes.instances(
             cell_id, after=parsed_args.marker, limit=limit + 1
         )
@@ -164,36 +153,7 @@ class InstanceMap(base.ShowCommand):
             metavar="FILE",
             help="CSV file with one instance per line. '-' is standard input.",
         )
-        parser.add_argument(
-            "--cell",
-            metavar="CELL",
-            type=arguments.cell,
-            help="UUID or name of the cell that the instance is in.",
-        )
-        parser.add_argument(
-            "--project-id",
-            type=arguments.name,
-            metavar="PROJECT",
-            help="ID of the project that owns the instance.",
-        )
-        parser.add_argument(
-            "--user-id",
-            type=arguments.name,
-            metavar="USER",
-            help="ID of the user who owns the instance.",
-        )
-        parser.add_argument(
-            "--replace",
-            action="store_true",
-            help="Change mappings that differ.",
-        )
-        parser.add_argument(
-            "--batch-size",
-            metavar="NUMBER",
-            type=arguments.number(1, 10000),
-            default=1000,
-            help="Instances per transaction. Default: 1000.",
-        )
+        _add_mapping_arguments(parser)
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> Any:
@@ -207,7 +167,7 @@ class InstanceMap(base.ShowCommand):
             "user_id": parsed_args.user_id,
         }
         if parsed_args.file is None:
-            missing = [name for name in _REQUIRED[1:] if not defaults[name]]
+            missing = [name for name in REQUIRED[1:] if not defaults[name]]
             if missing:
                 option = {"cell_uuid": "--cell", "project_id": "--project-id"}
                 raise base.Failed(f"{option[missing[0]]} is missing")
@@ -218,8 +178,10 @@ class InstanceMap(base.ShowCommand):
                 [wanted], replace=parsed_args.replace
             )
         else:
-            with _opened(parsed_args.file) as stream:
-                tally = self._map_file(_File(stream, defaults), parsed_args)
+            with opened(parsed_args.file) as stream:
+                tally = self._map_file(
+                    MappingFile(stream, defaults), parsed_args
+                )
         return base.columns(
             [
                 ("added", tally.added),
@@ -229,14 +191,16 @@ class InstanceMap(base.ShowCommand):
             ]
         )
 
-    def _map_file(self, file: _File, parsed_args: argparse.Namespace) -> Tally:
+    def _map_file(
+        self, file: MappingFile, parsed_args: argparse.Namespace
+    ) -> Tally:
         changes = self.configuration.changes
         known = {cell.uuid for cell in self.configuration.cells()}
-        total = file.check(known, _Problems(self.app.stderr))
+        total = file.check(known, Problems(self.app.stderr))
         tally = Tally()
-        problems = _Problems(self.app.stderr)
+        problems = Problems(self.app.stderr)
         with self._progress("checked", total) as progress:
-            for batch in _batches(file.mappings(), parsed_args.batch_size):
+            for batch in batches(file.mappings(), parsed_args.batch_size):
                 try:
                     tally += changes.check_instances(
                         batch, replace=parsed_args.replace
@@ -248,16 +212,16 @@ class InstanceMap(base.ShowCommand):
         problems.stop()
         tally = Tally()
         with self._progress("mapped", total) as progress:
-            for batch in _batches(file.mappings(), parsed_args.batch_size):
+            for batch in batches(file.mappings(), parsed_args.batch_size):
                 tally += changes.map_instances(
                     batch, replace=parsed_args.replace
                 )
                 progress.add(len(batch), tally)
         return tally
 
-    def _progress(self, verb: str, total: int) -> _Progress:
+    def _progress(self, verb: str, total: int) -> Progress:
         shown = self.app.options.verbose_level
-        return _Progress(self.app.stderr if shown else None, verb, total)
+        return Progress(self.app.stderr if shown else None, verb, total)
 
 
 class InstanceUnmap(base.Command):
@@ -290,6 +254,39 @@ def _add_instance_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_mapping_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--cell",
+        metavar="CELL",
+        type=arguments.cell,
+        help="UUID or name of the cell that the instance is in.",
+    )
+    parser.add_argument(
+        "--project-id",
+        type=arguments.name,
+        metavar="PROJECT",
+        help="ID of the project that owns the instance.",
+    )
+    parser.add_argument(
+        "--user-id",
+        type=arguments.name,
+        metavar="USER",
+        help="ID of the user who owns the instance.",
+    )
+    parser.add_argument(
+        "--replace",
+        action="store_true",
+        help="Change mappings that differ.",
+    )
+    parser.add_argument(
+        "--batch-size",
+        metavar="NUMBER",
+        type=arguments.number(1, 10000),
+        default=1000,
+        help="Instances per transaction. Default: 1000.",
+    )
+
+
 def _effect(configuration: base.Configuration) -> str:
     """Describe how long running processes use what they remember."""
     settings = configuration.settings
@@ -313,236 +310,3 @@ def _effect(configuration: base.Configuration) -> str:
         f"for {which} for up to {settings.instance_cache_ttl:g} s "
         f"(instance_cache_ttl, instance_cache_for).{others}"
     )
-
-
-@contextlib.contextmanager
-def _opened(name: str) -> Iterator[TextIO]:
-    """The file, so that it can be read more than once."""
-    with contextlib.ExitStack() as stack:
-        try:
-            stream = sys.stdin
-            if name != "-":
-                stream = stack.enter_context(
-                    Path(name).open(encoding="utf-8-sig", newline="")
-                )
-            if name == "-" or not stream.seekable():
-                copy = stack.enter_context(
-                    tempfile.TemporaryFile("w+", encoding="utf-8", newline="")
-                )
-                # As a file with this mark, which spreadsheets write, is read.
-                copy.write(stream.read(1).removeprefix("\ufeff"))
-                shutil.copyfileobj(stream, copy)
-                stream = copy
-        except OSError as error:
-            raise base.Failed(f"{name}: {error.strerror or error}") from None
-        except UnicodeDecodeError:
-            raise base.Failed(_NO_TEXT) from None
-        yield stream
-
-
-class _Problems:
-    """The problems of a file; a single one is the command's error."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._first = ""
-        self._count = 0
-
-    def add(self, problem: str) -> None:
-        """Print a problem, but keep back the first until there is another."""
-        self._count += 1
-        if self._count == 1:
-            self._first = problem
-            return
-        if self._count == 2:
-            arguments.complain(self._stream, self._first)
-        arguments.complain(self._stream, problem)
-
-    def stop(self) -> None:
-        """Stop the command if there is a problem.
-
-        :raises Failed: there is a problem
-        """
-        if self._count == 1:
-            raise base.Failed(self._first)
-        if self._count:
-            raise base.Failed(
-                f"{self._count} lines cannot be used; nothing was changed"
-            )
-
-
-class _File:
-    """A CSV file of instance mappings.
-
-    It is read once for the check and once more for each pass, so its size
-    does not matter.
-    """
-
-    def __init__(
-        self, stream: TextIO, defaults: dict[str, str | None]
-    ) -> None:
-        self._stream = stream
-        self._defaults = defaults
-
-    def check(self, cells: set[str], problems: _Problems) -> int:
-        """Check every line, and count the instances.
-
-        :raises Failed: a line cannot be used, or there are no lines
-        """
-        # As a number, a UUID takes less than half the memory of its text.
-        seen: set[int] = set()
-        for line, row in self._rows():
-            if isinstance(row, str):
-                problem: str | None = row
-            else:
-                problem = _problem(row, cells)
-            if problem is None and isinstance(row, dict):
-                number = int(row["instance_uuid"].replace("-", ""), 16)
-                if number in seen:
-                    problem = "another line names the same instance"
-                seen.add(number)
-            if problem is not None:
-                problems.add(f"line {line}: {problem}")
-        problems.stop()
-        if not seen:
-            raise base.Failed("the file names no instance")
-        return len(seen)
-
-    def mappings(self) -> Iterator[InstanceMapping]:
-        """Yield the mappings."""
-        for _, row in self._rows():
-            assert isinstance(row, dict)  # it was checked
-            yield InstanceMapping(
-                instance_uuid=row["instance_uuid"].lower(),
-                cell_uuid=row["cell_uuid"].lower(),
-                project_id=row["project_id"],
-                user_id=row["user_id"] or None,
-            )
-
-    def _rows(self) -> Iterator[tuple[int, dict[str, str] | str]]:
-        """Yield each line with its number; a text is the reason it is bad."""
-        self._stream.seek(0)
-        reader = csv.reader(self._stream, strict=True)
-        try:
-            header = [name.strip() for name in next(reader, [])]
-            self._check_header(header)
-            for values in reader:
-                if not any(values):
-                    continue
-                if len(values) != len(header):
-                    yield (
-                        reader.line_num,
-                        f"it has {len(values)} columns, not {len(header)}",
-                    )
-                    continue
-                found = dict(zip(header, values, strict=True))
-                yield (
-                    reader.line_num,
-                    {
-                        name: found.get(name, "").strip()
-                        or self._defaults.get(name)
-                        or ""
-                        for name in _COLUMNS
-                    },
-                )
-        except csv.Error as error:
-            raise base.Failed(f"line {reader.line_num}: {error}") from None
-        except UnicodeDecodeError:
-            raise base.Failed(_NO_TEXT) from None
-
-    def _check_header(self, header: Sequence[str]) -> None:
-        unknown = [name for name in header if name not in _COLUMNS]
-        missing = [
-            name
-            for name in _REQUIRED
-            if name not in header and not self._defaults.get(name)
-        ]
-        if unknown or len(set(header)) != len(header):
-            raise base.Failed(
-                "line 1 has to name columns, each once, out of "
-                f"{', '.join(_COLUMNS)}"
-            )
-        if missing:
-            raise base.Failed(f"line 1 does not name column {missing[0]}")
-
-
-def _problem(row: dict[str, str], cells: set[str]) -> str | None:
-    """What is wrong with a line, if anything is."""
-    checks = (
-        ("instance_uuid", arguments.uuid),
-        ("cell_uuid", arguments.uuid),
-        ("project_id", arguments.name),
-    )
-    for name, check in checks:
-        try:
-            check(row[name])
-        except argparse.ArgumentTypeError as error:
-            return f"{name}: {error}"
-    if row["user_id"]:
-        try:
-            arguments.name(row["user_id"])
-        except argparse.ArgumentTypeError as error:
-            return f"user_id: {error}"
-    if row["cell_uuid"].lower() not in cells:
-        return f"cell {row['cell_uuid']} does not exist"
-    return None
-
-
-def _batches(
-    mappings: Iterator[InstanceMapping], size: int
-) -> Iterator[list[InstanceMapping]]:
-    while batch := list(itertools.islice(mappings, size)):
-        yield batch
-
-
-class _Progress:
-    """A progress bar on a terminal; elsewhere a line from time to time.
-
-    :param stream: None: say nothing
-    """
-
-    def __init__(self, stream: TextIO | None, verb: str, total: int) -> None:
-        self._stream = stream
-        self._verb = verb
-        self._total = total
-        self._done = 0
-        self._new = 0
-        self._said_at = time.monotonic()
-        self._bar: Any = None
-        if stream is not None and stream.isatty():
-            # Else it starts a thread that watches for bars that stand still.
-            tqdm.tqdm.monitor_interval = 0
-            self._bar = tqdm.tqdm(
-                desc=verb, total=total, file=stream, dynamic_ncols=True
-            )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-        else:
-            self._say()
-
-    def add(self, count: int, tally: Tally) -> None:
-        """So many more are done, which makes this of all of them."""
-        self._done += count
-        self._new = tally.added
-        if self._bar is not None:
-            self._bar.set_postfix(new=self._new, refresh=False)
-            self._bar.update(count)
-            return
-        now = time.monotonic()
-        if now - self._said_at >= _PROGRESS_INTERVAL:
-            self._said_at = now
-            self._say()
-
-    def _say(self) -> None:
-        if self._stream is not None:
-            percent = 100 * self._done // max(1, self._total)
-            self._stream.write(
-                f"{self._verb} {self._done} of {self._total} ({percent} %), "
-                f"{self._new} new\n"
-            )
-            self._stream.flush()
