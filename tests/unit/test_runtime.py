@@ -307,6 +307,41 @@ def test_the_option_of_a_short_password_is_named(
     assert "short" not in caplog.text
 
 
+def test_the_column_of_a_short_password_is_named(
+    make: Callable[..., Runtime],
+    rows: Rows,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Other tests may have had the same warnings, which come once.
+    monkeypatch.setattr(KNOWN, "_warned", {})
+    long = f"cellmw-memory://u:{PASSWORD}@host/v"
+    rows.rows = [
+        CellMapping(
+            id=number,
+            uuid=cell_uuid(number),
+            name=f"cell-{number}",
+            transport_url=Secret(transport),
+            database_connection=Secret(database),
+        )
+        for number, transport, database in (
+            (1, "cellmw-memory://u:short@host/v", long),
+            (2, long, "sqlite://u:short@host/"),
+        )
+    ]
+    directory = make().process().directory
+    for number in (1, 2):
+        assert directory.cell(cell_uuid(number)) is not None
+    warned = {
+        record.getMessage().partition(" has a password of less than")[0]
+        for record in caplog.records
+    }
+    assert {
+        f"transport_url of cell {cell_uuid(1)} (cell-1)",
+        f"database_connection of cell {cell_uuid(2)} (cell-2)",
+    } == warned
+
+
 def test_what_is_gone_knows_no_password_any_more(rows: Rows) -> None:
     conf = cfg.ConfigOpts()
     conf([], project="cellmw-test", default_config_files=[])
