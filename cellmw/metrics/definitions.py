@@ -1,10 +1,11 @@
 # Licensed under the Apache License, Version 2.0; see the file LICENSE.
-"""Which metrics there are."""
+"""The definitions of the metrics."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, values
@@ -14,182 +15,179 @@ from cellmw.durations import BOUNDS
 
 
 def is_shared() -> bool:
-    """Whether the numbers of all processes are brought together."""
-    # What prometheus_client has found when it was imported counts.
+    """Whether a page shows the numbers of all processes."""
+    # prometheus_client decides this when it is imported.
     return bool(values.ValueClass._multiprocess)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Definition:
+    """One metric.
+
+    :ivar name: without the prefix ``cellmw_``
+    :ivar mode: how a page adds up the gauges of several processes
+    """
+
+    name: str
+    text: str
+    labels: tuple[str, ...] = ()
+    mode: Literal["livesum", "livemax"] = "livesum"
+
+
+COUNTERS = (
+    Definition(
+        "sends", "Messages that the broker of a cell accepted.", ("cell",)
+    ),
+    Definition(
+        "send_failures",
+        "Messages that were not delivered, or may not have been.",
+        ("cell",),
+    ),
+    Definition(
+        "send_rejections",
+        "Messages refused without asking the broker.",
+        ("cell", "reason"),
+    ),
+    Definition(
+        "refusals",
+        "Refusals and failures to deliver, as they are logged.",
+        ("cell", "reason"),
+    ),
+    Definition(
+        "cell_went_down", "Times that a cell was marked down.", ("cell",)
+    ),
+    Definition(
+        "leases", "Leases of a cell's transport by requests.", ("cell",)
+    ),
+    Definition("transport_opens", "Transports opened.", ("cell",)),
+    Definition(
+        "transport_open_failures",
+        "Transports that could not be opened.",
+        ("cell",),
+    ),
+    Definition("transport_closes", "Transports closed.", ("cell",)),
+    Definition(
+        "transport_closes_hung",
+        "Closes of transports that exceeded their budget.",
+        ("cell",),
+    ),
+    Definition(
+        "transport_evictions",
+        "Transports closed to make room for another cell's.",
+        ("cell",),
+    ),
+    Definition(
+        "transports_over_limit",
+        "Transports opened beyond the limit, for one request.",
+        ("cell",),
+    ),
+    Definition(
+        "transport_refusals",
+        "Messages refused for want of room for a transport.",
+        ("cell",),
+    ),
+    Definition("lookups", "Lookups of instances' cells.", ("source",)),
+    Definition("lookup_failures", "Lookups that failed."),
+    Definition(
+        "observed",
+        "Requests observed, by how their handler's cell compared.",
+        ("result",),
+    ),
+)
+
+GAUGES = (
+    Definition(
+        "cell_down", "Processes that take the cell as down.", ("cell",)
+    ),
+    Definition("sends_under_way", "Messages being delivered.", ("cell",)),
+    Definition(
+        "sends_waiting",
+        "Messages that wait for max_sends_per_cell.",
+        ("cell",),
+    ),
+    Definition(
+        "threads_stuck",
+        "Threads that have not come back from a cell's broker.",
+        ("cell",),
+    ),
+    Definition("transports_leased", "Transports that are in use.", ("cell",)),
+    Definition("transports_open", "Transports that are open.", ("cell",)),
+    Definition(
+        "transports_draining",
+        "Open transports that no new request gets.",
+        ("cell",),
+    ),
+    Definition(
+        "transport_closes_hanging", "Closes that have not ended in time."
+    ),
+    Definition(
+        "database_questions_out", "Queries that the API database is running."
+    ),
+    Definition(
+        "database_questions_waiting",
+        "Queries that wait for lookup_concurrency.",
+    ),
+    Definition(
+        "database_unreachable",
+        "Processes that could not read the cell mappings last.",
+    ),
+    Definition(
+        "cells_age_seconds",
+        "How long ago the cell mappings in use were read, at most.",
+        mode="livemax",
+    ),
+    Definition("instances_remembered", "Cached instances."),
+    Definition("worker_threads", "Threads for calls that may block."),
+)
+
+HISTOGRAMS = (
+    Definition(
+        "send_duration_seconds",
+        "Duration of messages; for calls including the reply.",
+        ("cell", "kind"),
+    ),
+    Definition(
+        "database_question_duration_seconds",
+        "Duration of queries to the API database.",
+    ),
+)
+
+
 class Metrics:
-    """The metrics themselves, in prometheus_client's hands."""
+    """The metrics by name, as prometheus_client's objects."""
 
     def __init__(self) -> None:
         self._registry = None if is_shared() else CollectorRegistry()
-        # Messages
-        self.sends = self._counter(
-            "sends", "Messages that the broker of a cell took.", "cell"
-        )
-        self.failures = self._counter(
-            "send_failures",
-            "Messages that were not delivered, or perhaps not.",
-            "cell",
-        )
-        self.rejections = self._counter(
-            "send_rejections",
-            "Messages refused without asking the broker.",
-            "cell",
-            "reason",
-        )
-        self.refusals = self._counter(
-            "refusals",
-            "Refusals and failures to deliver, as they are logged.",
-            "cell",
-            "reason",
-        )
-        self.send_seconds = self._histogram(
-            "send_duration_seconds",
-            "How long messages took; of calls, the reply included.",
-            "cell",
-            "kind",
-        )
-        self.down = self._gauge(
-            "cell_down", "Processes that take the cell as down.", "cell"
-        )
-        self.went_down = self._counter(
-            "cell_went_down", "How often a cell was marked down.", "cell"
-        )
-        self.under_way = self._gauge(
-            "sends_under_way", "Messages being delivered.", "cell"
-        )
-        self.waiting = self._gauge(
-            "sends_waiting", "Messages that wait in line.", "cell"
-        )
-        self.stuck = self._gauge(
-            "threads_stuck",
-            "Threads that have not come back from a cell's broker.",
-            "cell",
-        )
-        # Transports
-        self.leases = self._counter(
-            "leases", "Leases of a cell's transport by requests.", "cell"
-        )
-        self.leased = self._gauge(
-            "transports_leased", "Transports that are in use.", "cell"
-        )
-        self.transports = self._gauge(
-            "transports_open", "Transports that are open.", "cell"
-        )
-        self.draining = self._gauge(
-            "transports_draining", "Open transports nobody new gets.", "cell"
-        )
-        self.opens = self._counter(
-            "transport_opens", "Transports opened.", "cell"
-        )
-        self.open_failures = self._counter(
-            "transport_open_failures",
-            "Transports that could not be opened.",
-            "cell",
-        )
-        self.closes = self._counter(
-            "transport_closes", "Transports closed.", "cell"
-        )
-        self.hung = self._counter(
-            "transport_closes_hung",
-            "Closes of transports that exceeded their budget.",
-            "cell",
-        )
-        self.evictions = self._counter(
-            "transport_evictions",
-            "Transports closed to make room for another cell's.",
-            "cell",
-        )
-        self.over_limit = self._counter(
-            "transports_over_limit",
-            "Transports opened beyond the limit, for one request.",
-            "cell",
-        )
-        self.no_room = self._counter(
-            "transport_refusals",
-            "Messages refused for want of room for a transport.",
-            "cell",
-        )
-        self.hanging = self._gauge(
-            "transport_closes_hanging", "Closes that do not end."
-        )
-        # Lookups
-        self.lookups = self._counter(
-            "lookups", "Lookups of instances' cells.", "source"
-        )
-        self.lookup_failures = self._counter(
-            "lookup_failures", "Lookups that failed."
-        )
-        self.observed = self._counter(
-            "observed",
-            "Requests observed, by how their handler's cell compared.",
-            "result",
-        )
-        self.query_seconds = self._histogram(
-            "database_question_duration_seconds",
-            "Duration of queries to the API database.",
-        )
-        self.queries_running = self._gauge(
-            "database_questions_out",
-            "Queries that the API database is running.",
-        )
-        self.queries_queued = self._gauge(
-            "database_questions_waiting",
-            "Queries that wait for lookup_concurrency.",
-        )
-        self.unreachable = self._gauge(
-            "database_unreachable",
-            "Processes that could not read the cell mappings last.",
-        )
-        self.cells_age = self._gauge(
-            "cells_age_seconds",
-            "How long ago the cell mappings in use were read, at most.",
-            mode="livemax",
-        )
-        self.instances = self._gauge(
-            "instances_remembered", "Instances remembered."
-        )
-        # Threads
-        self.workers = self._gauge(
-            "worker_threads", "Threads for what may block."
-        )
+        self._by_name: dict[str, Any] = {}
+        for one in COUNTERS:
+            self._by_name[one.name] = prometheus_client.Counter(
+                f"cellmw_{one.name}",
+                one.text,
+                one.labels,
+                registry=self._registry,
+            )
+        for one in GAUGES:
+            self._by_name[one.name] = prometheus_client.Gauge(
+                f"cellmw_{one.name}",
+                one.text,
+                one.labels,
+                registry=self._registry,
+                multiprocess_mode=one.mode,
+            )
+        for one in HISTOGRAMS:
+            self._by_name[one.name] = prometheus_client.Histogram(
+                f"cellmw_{one.name}",
+                one.text,
+                one.labels,
+                registry=self._registry,
+                buckets=BOUNDS,
+            )
 
-    def _counter(
-        self, name: str, text: str, *labels: str
-    ) -> prometheus_client.Counter:
-        return prometheus_client.Counter(
-            f"cellmw_{name}", text, labels, registry=self._registry
-        )
-
-    def _gauge(
-        self,
-        name: str,
-        text: str,
-        *labels: str,
-        mode: Literal["livesum", "livemax"] = "livesum",
-    ) -> prometheus_client.Gauge:
-        return prometheus_client.Gauge(
-            f"cellmw_{name}",
-            text,
-            labels,
-            registry=self._registry,
-            multiprocess_mode=mode,
-        )
-
-    def _histogram(
-        self, name: str, text: str, *labels: str
-    ) -> prometheus_client.Histogram:
-        return prometheus_client.Histogram(
-            f"cellmw_{name}",
-            text,
-            labels,
-            registry=self._registry,
-            buckets=BOUNDS,
-        )
+    def __getitem__(self, name: str) -> Any:
+        """The metric with this name, without the prefix ``cellmw_``."""
+        return self._by_name[name]
 
     def collect(self) -> Iterable[Metric]:
-        """What they are now, in this process alone."""
+        """The current values of this process alone."""
         assert self._registry is not None
         return self._registry.collect()

@@ -90,7 +90,9 @@ class Recorder:
                 self._record_cells(process)
                 self._record_refusals(process)
                 self._record_lookups(process)
-                self._gauge(self.metrics.workers, len(process.workers))
+                self._gauge(
+                    self.metrics["worker_threads"], len(process.workers)
+                )
             for key, value in self._gauges.items():
                 if self._shown.get(key) != value:
                     _child(key).set(value)
@@ -112,27 +114,29 @@ class Recorder:
         for stats in process.guards.stats():
             cell = self._labels.of(stats.cell_uuid, stats.cell_name)
             source = f"{process.runtime_id} {stats.cell_uuid}"
-            self._gauge(metrics.down, stats.down, cell)
-            self._gauge(metrics.under_way, stats.under_way, cell)
-            self._gauge(metrics.waiting, stats.waiting, cell)
-            self._gauge(metrics.stuck, stats.stuck, cell)
+            self._gauge(metrics["cell_down"], stats.down, cell)
+            self._gauge(metrics["sends_under_way"], stats.under_way, cell)
+            self._gauge(metrics["sends_waiting"], stats.waiting, cell)
+            self._gauge(metrics["threads_stuck"], stats.stuck, cell)
             for metric, value, *labels in (
-                (metrics.sends, stats.sent),
-                (metrics.failures, stats.failed),
-                (metrics.went_down, stats.went_down),
-                (metrics.rejections, stats.refused_down, "down"),
-                (metrics.rejections, stats.refused_busy, "busy"),
+                (metrics["sends"], stats.sent),
+                (metrics["send_failures"], stats.failed),
+                (metrics["cell_went_down"], stats.went_down),
+                (metrics["send_rejections"], stats.refused_down, "down"),
+                (metrics["send_rejections"], stats.refused_busy, "busy"),
             ):
                 self._count(source, metric, value, cell, *labels)
-            took = metrics.send_seconds
+            took = metrics["send_duration_seconds"]
             self._observe(source, took, stats.casts, cell, "cast")
             self._observe(source, took, stats.calls, cell, "call")
-        self._gauge(metrics.hanging, pool.hanging)
+        self._gauge(metrics["transport_closes_hanging"], pool.hanging)
         for cell_uuid, transports in pool.cells.items():
             cell = self._labels.of(cell_uuid)
-            self._gauge(metrics.transports, transports.open, cell)
-            self._gauge(metrics.leased, transports.leased, cell)
-            self._gauge(metrics.draining, transports.draining, cell)
+            self._gauge(metrics["transports_open"], transports.open, cell)
+            self._gauge(metrics["transports_leased"], transports.leased, cell)
+            self._gauge(
+                metrics["transports_draining"], transports.draining, cell
+            )
             source = f"{process.runtime_id} {cell_uuid}"
             for of_cell, count in self._counts_of(transports):
                 added = self._count(source, of_cell, count, cell)
@@ -148,20 +152,20 @@ class Recorder:
                 self._labels.of(cell_uuid, cell_name) if cell_uuid else NO_CELL
             )
             source = f"{process.runtime_id} {cell_uuid}"
-            self._count(source, self.metrics.refusals, count, label, reason)
+            self._count(source, self.metrics["refusals"], count, label, reason)
 
     def _counts_of(
         self, transports: CellTransports
     ) -> Iterator[tuple[object, float]]:
         metrics = self.metrics
-        yield metrics.leases, transports.acquired
-        yield metrics.opens, transports.opened
-        yield metrics.open_failures, transports.failed
-        yield metrics.closes, transports.closed
-        yield metrics.hung, transports.hung
-        yield metrics.evictions, transports.evicted
-        yield metrics.over_limit, transports.over_limit
-        yield metrics.no_room, transports.refused
+        yield metrics["leases"], transports.acquired
+        yield metrics["transport_opens"], transports.opened
+        yield metrics["transport_open_failures"], transports.failed
+        yield metrics["transport_closes"], transports.closed
+        yield metrics["transport_closes_hung"], transports.hung
+        yield metrics["transport_evictions"], transports.evicted
+        yield metrics["transports_over_limit"], transports.over_limit
+        yield metrics["transport_refusals"], transports.refused
 
     def _count_rest(
         self, process: Process, metric: object, total: float
@@ -180,21 +184,25 @@ class Recorder:
     def _record_lookups(self, process: Process) -> None:
         metrics = self.metrics
         stats = process.directory.stats()
-        self._gauge(metrics.queries_running, stats.queries_running)
-        self._gauge(metrics.queries_queued, stats.queries_queued)
-        self._gauge(metrics.unreachable, not stats.reachable)
-        self._gauge(metrics.instances, stats.instances)
-        self._gauge_most(metrics.cells_age, stats.snapshot_age or 0.0)
+        self._gauge(metrics["database_questions_out"], stats.queries_running)
+        self._gauge(
+            metrics["database_questions_waiting"], stats.queries_queued
+        )
+        self._gauge(metrics["database_unreachable"], not stats.reachable)
+        self._gauge(metrics["instances_remembered"], stats.instances)
+        self._gauge_most(
+            metrics["cells_age_seconds"], stats.snapshot_age or 0.0
+        )
         source = str(process.runtime_id)
         for metric, value, *labels in (
-            (metrics.lookups, stats.hits, "memory"),
-            (metrics.lookups, stats.misses, "database"),
-            (metrics.lookup_failures, stats.failures),
+            (metrics["lookups"], stats.hits, "memory"),
+            (metrics["lookups"], stats.misses, "database"),
+            (metrics["lookup_failures"], stats.failures),
         ):
             self._count(source, metric, value, *labels, exact=False)
         for result, count in process.observer.counts().items():
-            self._count(source, metrics.observed, count, result)
-        took = metrics.query_seconds
+            self._count(source, metrics["observed"], count, result)
+        took = metrics["database_question_duration_seconds"]
         self._observe(source, took, stats.durations)
 
     def _gauge(self, metric: object, value: float, *labels: str) -> None:

@@ -401,7 +401,9 @@ def test_of_the_ages_of_the_cells_the_highest_is_shown(
     name = "cellmw_cells_age_seconds"
     assert shown(recorder).get(name) == most
     # Other processes' are not added to it either.
-    assert recorder.metrics.cells_age._multiprocess_mode == "livemax"
+    assert (
+        recorder.metrics["cells_age_seconds"]._multiprocess_mode == "livemax"
+    )
 
 
 def test_an_age_that_goes_down_is_shown(
