@@ -220,14 +220,18 @@ class Sending:
             lease.release()
         except OtherGeneration:
             self._fault = None
-        except BaseException as error:
+        except Exception as error:
             if not (
-                isinstance(error, Exception)
-                and self._state is State.QUEUED
+                self._state is State.QUEUED
                 and self._verdict() in _WORTH_A_WORKER
             ):
                 lease.release()
                 return None, self._explain(error)
+        except BaseException as error:
+            # A signal's handler, say.  It is to be raised as it is, whatever
+            # had failed before.
+            self._abandon(None)
+            return None, _bare(error)
         return None
 
     def _await(self, job: Job) -> tuple[Any, BaseException | None]:

@@ -18,7 +18,7 @@ from oslo_config import cfg
 
 from cellmw import exceptions
 from cellmw.cells.mapping import Cell, Generation
-from cellmw.transports.driver import Reporting, under_way
+from cellmw.transports.driver import Reporting, Verdict, under_way
 from cellmw.transports.driver.wire import Expired
 from cellmw.transports.handle import RequestLease
 from cellmw.transports.pool import Lease
@@ -294,6 +294,25 @@ def test_a_signal_while_it_is_sent_here_leaves_nothing(
         with pytest.raises(kind):
             call(handle)
         assert under_way.message is None
+        assert stack.stats.leases == 1
+        stats = stack.guard().stats()
+        assert (stats.under_way, stats.failed, stats.stuck) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("stack", ["ready"], indirect=True)
+def test_a_signal_after_a_failure_is_raised_all_the_same(
+    stack: Stack,
+) -> None:
+    def fail_and_end(one: Transport, sent: object) -> None:
+        assert under_way.message is not None
+        under_way.message.failed(Verdict.UNREACHABLE, OSError("reset"))
+        raise SystemExit
+
+    with stack.handle() as handle:
+        cast(handle)
+        stack.transports.on_send = fail_and_end
+        with pytest.raises(SystemExit):
+            cast(handle)
         assert stack.stats.leases == 1
         stats = stack.guard().stats()
         assert (stats.under_way, stats.failed, stats.stuck) == (0, 0, 0)
