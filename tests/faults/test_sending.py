@@ -198,6 +198,41 @@ def test_rights_that_are_missing_are_the_cells(
         assert api.guard(cell).failures == 1
 
 
+@pytest.mark.parametrize("api", [{"send_timeout": 3.0}], indirect=True)
+def test_the_confirmation_of_what_was_returned_is_not_the_next_ones(
+    api: Service, vhost: servers.Vhost, make_proxy: Callable[[str], Proxy]
+) -> None:
+    proxy = make_proxy(vhost.url)
+    inbox = Inbox(vhost.url)
+    cell = api.add_cell(durable(vhost.url_via(proxy.address)))
+    numbers = [api.next_number() for _ in range(2)]
+
+    def send(context: Any, number: int, **details: Any) -> None:
+        message = {"method": "reboot_instance", "args": {"number": number}}
+        details = {"target": TARGET, **details}
+        context.mq_connection._send(ctxt={}, message=message, **details)
+
+    def handler(context: Any) -> None:
+        send(context, numbers[0])
+        # The confirmation comes that much later.
+        proxy.trickle(0.002)
+        with pytest.raises(oslo_messaging.MessageUndeliverable):
+            send(
+                context,
+                -1,
+                target=oslo_messaging.Target(topic="nobodys"),
+                transport_options=oslo_messaging.TransportOptions(
+                    at_least_once=True
+                ),
+            )
+        proxy.swallow("to_server")
+        with pytest.raises(exceptions.DeliveryUncertain):
+            send(context, numbers[1])
+
+    assert api.request(cell, handler).status_int == 200
+    assert inbox.numbers() == numbers[:1]
+
+
 # Limits of the broker.
 
 

@@ -377,25 +377,46 @@ class Connection(impl_rabbit.Connection):
                 kwargs.setdefault("retry", 0)
             return super().ensure(method, *args, **kwargs)
         try:
-            if self.channel is None:
-                super().ensure(_nothing, *args, **kwargs)
-            method()
-        except Exception as error:
-            message.failed(judge_publishing(error), error)
-            with contextlib.suppress(Exception):
-                # Puts the connection in order, and raises another error.
-                super().ensure(
-                    functools.partial(_fail, error), *args, **kwargs
-                )
+            try:
+                if self.channel is None:
+                    super().ensure(_nothing, *args, **kwargs)
+                method()
+            except oslo_messaging.MessageUndeliverable as error:
+                message.failed(judge_publishing(error), error)
+                self._read_confirmation()
+                raise
+            except Exception as error:
+                message.failed(judge_publishing(error), error)
+                with contextlib.suppress(Exception):
+                    # Puts the connection in order, and raises another error.
+                    super().ensure(
+                        functools.partial(_fail, error), *args, **kwargs
+                    )
+                raise
+        except Exception:
             raise
         except BaseException:
             # What the broker says of this message is still to come, and must
             # not be taken for what it says of the next one.
-            if self.wire is not None:
-                self.wire.shut_down()
+            self._break_off()
             raise
         message.written()
         return None
+
+    def _read_confirmation(self) -> None:
+        """Read what follows the return of a message.
+
+        RabbitMQ confirms what it has returned as well.  The next message on
+        this channel would take that for its own confirmation.
+        """
+        try:
+            self.channel.wait([amqp.spec.Basic.Ack, amqp.spec.Basic.Nack])
+        except Exception:
+            self._break_off()
+
+    def _break_off(self) -> None:
+        if self.wire is not None:
+            self.wire.shut_down()
 
     def _transport_socket_timeout(
         self, timeout: float | None
