@@ -1,5 +1,5 @@
 # Licensed under the Apache License, Version 2.0; see the file LICENSE.
-"""A thread that does small things now and then."""
+"""Background maintenance thread."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ LOG = logging.getLogger(__name__)
 
 
 class Janitor:
-    """Runs its chores every ``interval`` seconds, once it is started.
+    """Runs chores in a thread of its own every ``interval`` seconds.
 
-    Thread-safe.  A chore that raises is logged and keeps none of the others
-    from being done.
+    Thread-safe.  If a chore raises, its error is logged and the others run.
 
     :ivar stopped: whether :meth:`stop` was called
     """
@@ -30,8 +29,8 @@ class Janitor:
         self.stopped = False
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
-        # Released to wake it.  Not an event, which has a lock of its own:
-        # wake() is called by finalizers.
+        # Released to wake the thread.  An event has a lock of its own, which
+        # a finalizer that calls wake() may have interrupted.
         self._asleep = threading.Lock()
         self._asleep.acquire()
 
@@ -47,7 +46,7 @@ class Janitor:
                 try:
                     thread.start()
                 except RuntimeError:
-                    return  # no thread can be had; the next message tries
+                    return  # no thread is available; the next message tries
                 self._thread = thread
 
     def _run(self) -> None:
@@ -63,13 +62,13 @@ class Janitor:
                     )
 
     def wake(self) -> None:
-        """Do the chores now.  Takes no lock, for finalizers call it."""
-        # It is awake already where that raises.
+        """Run the chores now.  Finalizers call this, so it takes no lock."""
+        # This raises if the thread is awake already.
         with contextlib.suppress(RuntimeError):
             self._asleep.release()
 
     def stop(self) -> None:
-        """End the thread, for good.  Waits for it, five seconds at most."""
+        """End the thread for good.  Waits for it, five seconds at most."""
         with self._lock:
             self.stopped = True
             thread = self._thread

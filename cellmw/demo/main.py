@@ -67,9 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog=PROGRAM,
         description=(
-            "An API service with three cells on this machine, a compute host "
-            "in each, behind the pipeline of the sample paste file. Needs "
-            "nothing else; what it makes is gone when it ends."
+            "An API service with three cells on this machine and a compute "
+            "host in each, behind the pipeline of the sample paste file. It "
+            "needs no other service and removes all that it has made."
         ),
     )
     parser.add_argument(
@@ -81,49 +81,53 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="drive it over HTTP, print which host answered what, and end; "
-        "the exit status is 0 only if every message reached the right cell",
+        help="send requests over HTTP, print which host answered each, and "
+        "end; the exit status is 0 only if every message reached its cell",
     )
-    parser.add_argument(
-        "--rabbit",
-        metavar="URL",
-        help="use this RabbitMQ (rabbit://user:password@host:5672/) in place "
-        "of brokers in memory, with a virtual host for each cell",
-    )
-    parser.add_argument(
-        "--rabbitmqctl",
-        metavar="COMMAND",
-        help="how to call rabbitmqctl, for making the virtual hosts: 'sudo "
-        "rabbitmqctl' for example; else rabbitmqctl for a broker on this "
-        "machine, or the management API of the broker",
-    )
-    parser.add_argument(
-        "--database",
-        metavar="URL",
-        help="use this database (mysql+pymysql://user:password@host/name, or "
-        "PostgreSQL's) in place of SQLite; it must have none of our tables",
-    )
+    _add_servers(parser)
     parser.add_argument(
         "--config-file",
         metavar="FILE",
         action="append",
         default=[],
         type=Path,
-        help="options to run with, in [cellmw] above all; can be repeated. "
-        "Where messages and mappings are is the demo's business",
+        help="file with options, mainly of [cellmw]; can be repeated. The "
+        "demo sets the URLs of queues and databases itself",
     )
     parser.add_argument(
         "--port",
         type=_port,
         default=0,
-        help="port on 127.0.0.1 for the API; default: one that is free",
+        help="port on 127.0.0.1 for the API (default: a free port)",
     )
     parser.add_argument(
         "--debug",
         action="store_true",
-        help="show the logs, on standard error",
+        help="write the logs to standard error",
     )
     return parser
+
+
+def _add_servers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--rabbit",
+        metavar="URL",
+        help="use this RabbitMQ (rabbit://user:password@host:5672/) instead "
+        "of brokers in memory, with a virtual host for each cell",
+    )
+    parser.add_argument(
+        "--rabbitmqctl",
+        metavar="COMMAND",
+        help="command that makes the virtual hosts, such as 'sudo "
+        "rabbitmqctl'; the default is rabbitmqctl for a broker on this "
+        "machine, and else the management API of the broker",
+    )
+    parser.add_argument(
+        "--database",
+        metavar="URL",
+        help="use this database (mysql+pymysql://user:password@host/name, or "
+        "one of PostgreSQL) instead of SQLite; it must not have our tables",
+    )
 
 
 def _port(text: str) -> int:

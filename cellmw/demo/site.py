@@ -202,23 +202,7 @@ def _put_up(
     cleanup.bounded("hosts", lambda: at_once(Host.start, hosts))
 
     sample = paste_file()
-    cleanup.add("default transport", rpc.cleanup)
-    cleanup.add("cells' transports", runtime.registry().close)
-    none = folder / "conf.d"
-    none.mkdir()
-    application = deploy.loadapp(
-        f"config:{sample}",
-        global_conf={
-            "oslo_config_file": str(config_file),
-            # What /etc/myapi holds is another service's.
-            "oslo_config_dir": str(none),
-        },
-    )
-    try:
-        web = WebServer(application, port)
-    except OSError as error:
-        raise DemoError(f"port {port}: {error.strerror}") from None
-    cleanup.add("web server", web.stop)
+    web = _serve(cleanup, sample, config_file, port)
     return Site(
         url=web.url,
         paste_file=sample,
@@ -228,6 +212,30 @@ def _put_up(
         instances=instances,
         ledger=ledger,
     )
+
+
+def _serve(
+    cleanup: _Cleanup, sample: Path, config_file: Path, port: int
+) -> WebServer:
+    """Serve the pipeline of the sample paste file."""
+    cleanup.add("default transport", rpc.cleanup)
+    cleanup.add("cells' transports", runtime.registry().close)
+    none = config_file.parent / "conf.d"
+    none.mkdir()
+    application = deploy.loadapp(
+        f"config:{sample}",
+        global_conf={
+            "oslo_config_file": str(config_file),
+            # /etc/myapi belongs to another service.
+            "oslo_config_dir": str(none),
+        },
+    )
+    try:
+        web = WebServer(application, port)
+    except OSError as error:
+        raise DemoError(f"port {port}: {error.strerror}") from None
+    cleanup.add("web server", web.stop)
+    return web
 
 
 def _instances() -> tuple[Instance, ...]:
