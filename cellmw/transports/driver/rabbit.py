@@ -297,7 +297,11 @@ class Connection(impl_rabbit.Connection):
                 if wire.is_short and wire.is_open:
                     wire.is_short = False
                     self.set_transport_socket_timeout()
-            self._connection_lock.release()
+        lock: Any = self._connection_lock
+        if lock._is_owned():
+            # Asked of the lock: a signal's handler may have raised before
+            # is_taken was set.
+            lock.release()
         return wire is None or bool(wire.transport.connected)
 
     def _can_go_on(self, wire: Wire) -> bool:

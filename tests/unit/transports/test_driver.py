@@ -541,6 +541,31 @@ def test_a_connection_in_use_by_its_heartbeat_is_not_ready() -> None:
             connection.take(message, wait=False)
 
 
+class Interrupted(rabbit._Lock):  # type: ignore[misc]  # it can be
+    """A signal's handler raises as soon as the lock has been taken."""
+
+    def acquire(self, *args: Any, **kwargs: Any) -> bool:
+        super().acquire(*args, **kwargs)
+        raise KeyboardInterrupt
+
+
+def test_a_signal_at_the_taking_leaves_no_lock() -> None:
+    with wired() as (wire, _, _there), Message() as message, Threads() as all_:
+        connection = Bare(wire)
+        # Private: no signal can be made to strike at this very point.
+        connection._connection_lock = Interrupted()
+        with pytest.raises(KeyboardInterrupt):
+            connection.take(message, wait=False)
+        assert connection.leave()
+        free: list[bool] = []
+        lock = connection._connection_lock
+        all_.start(
+            lambda: free.append(rabbit._Lock.acquire(lock, blocking=False))
+        )
+        all_.join()
+        assert free == [True]
+
+
 def test_a_signal_in_the_middle_of_a_message_ends_its_connection() -> None:
     """The next one must not take the confirmation for its own."""
 
