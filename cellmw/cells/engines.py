@@ -118,7 +118,7 @@ def make_engine(
 def _make_engine(
     connection: Secret, extra: str, **arguments: Any
 ) -> sa.Engine | str:
-    """The engine, or why there is none."""
+    """The engine, or the reason for having none."""
     try:
         url = sa.make_url(connection.reveal())
         if extra:

@@ -179,7 +179,7 @@ class _Sharing:
         return current
 
     def drop(self, query: Query) -> None:
-        """Have nobody join this query any more."""
+        """Keep later callers from joining this query."""
         for by_key in (self.current, self.following):
             if by_key.get(query.key) is query:
                 del by_key[query.key]

@@ -1,9 +1,9 @@
 # Licensed under the Apache License, Version 2.0; see the file LICENSE.
-"""The cell mappings that were read last, and what requests get of each cell.
+"""The cell mappings of the last reading, and the cells made from them.
 
-Checking a URL and making its credentials known takes longer than reading it.
-Where many cells are new at once, that is done for each on first use, and for
-the rest behind the first answer.
+Expanding a mapping checks its URL and registers its credentials, which takes
+longer than reading it.  If many cells are new at once, each is expanded on
+first use, and the rest after the first result.
 """
 
 from __future__ import annotations
@@ -18,19 +18,18 @@ from cellmw.cells.outage import describe
 
 LOG = logging.getLogger(__name__)
 
-# More new cells than this are not expanded before the first answer.
+# Up to this many new cells are expanded before the first result.
 _AT_ONCE = 100
 
 
 class Snapshot:
     """The known cells.  Thread-safe; readers take no lock.
 
-    :param expand: what requests for a cell get
+    :param expand: makes the cell that requests get from its mapping
     :ivar rows: the mappings by UUID
-    :ivar cells: what requests get, by UUID; a new cell may lack
-    :ivar slots: the same by index.  A cell keeps its index for good, also
-        while it is gone: what is remembered of an instance must never come to
-        mean another cell.
+    :ivar cells: the cells by UUID; a new cell may be missing
+    :ivar slots: the cells by index.  A cell keeps its index for good, even
+        after it was deleted: a cached instance must never change its cell.
     """
 
     __slots__ = (
@@ -45,7 +44,7 @@ class Snapshot:
 
     def __init__(self, expand: Callable[[CellMapping], Cell]) -> None:
         self._expand = expand
-        # Held by workers' threads alone, which no signal handler interrupts.
+        # Only worker threads hold it, and signal handlers interrupt none.
         self._lock = threading.Lock()
         self._index_of: dict[str, int] = {}
         self._gone: Mapping[int | None, Cell] = {}
@@ -58,7 +57,7 @@ class Snapshot:
 
         :param text: the UUID, in any case if the mapping's is in lower case
         :param or_name: whether the text may be a cell's name as well
-        :returns: None: there is no such cell
+        :returns: None: the cell does not exist
         :raises CellNameAmbiguous: several cells have this name
         """
         rows = self.rows
@@ -74,20 +73,20 @@ class Snapshot:
         return named[0] if named else None
 
     def index_of(self, cell_uuid: str) -> int | None:
-        """The index of a cell that is there."""
+        """The index of a cell; None: it does not exist."""
         if cell_uuid not in self.rows:
             return None
         return self._index_of.get(cell_uuid)
 
     def gone(self, cell_id: int) -> Cell:
-        """What an instance gets whose mapping names no cell that is there."""
+        """The cell of an instance whose mapping names a missing cell."""
         cause = f"the instance's mapping names the cell with id {cell_id}"
         return self._gone.get(cell_id) or _refusing("", None, cause)
 
     def expand(self, cell_uuid: str) -> Cell | None:
-        """What requests for a cell get; None: it is not there.
+        """Make a cell on first use; None: it does not exist.
 
-        Called in workers' threads.
+        Called in worker threads.
         """
         with self._lock:
             cell = self.cells.get(cell_uuid)
@@ -124,8 +123,8 @@ class Snapshot:
             for uuid, cell in cells.items():
                 slots[self._index_of[uuid]] = cell
             gone = self._now_gone({row.id for row in mappings})
-            # First what entries of instances lead to, then what new entries
-            # are made of.
+            # Readers take no lock: slots come first, because an entry made
+            # from the new rows leads to them.
             self.slots, self.cells = slots, cells
             self.rows, self._gone = rows, gone
         return complete
@@ -146,7 +145,7 @@ class Snapshot:
         try:
             return self._expand(row)
         except Exception as error:
-            # One cell must not keep the others from being known.
+            # A broken cell must not block the others.
             LOG.error(
                 "Cell %s (%s) cannot be used: %s; correct its mapping",
                 row.uuid,

@@ -79,7 +79,7 @@ class Broker:
 
 
 def scheme_of(url: str) -> str:
-    """The scheme in lower case; empty if there is none."""
+    """The scheme in lower case, or an empty text."""
     found = _scheme(url.lstrip(_CONTROL))
     return found[1].lower() if found else ""
 

@@ -80,7 +80,7 @@ class Site:
 
 def paste_file() -> Path:
     """The sample paste file: the checkout's, or the one installed."""
-    # First, for a copy that an editable install has made grows old.
+    # First: the copy of an editable install may be out of date.
     here = Path(cellmw.__file__).parents[1] / "etc" / _SAMPLE
     if here.is_file():
         return here
@@ -130,7 +130,7 @@ class _Cleanup:
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C waits, for a half cleaned site would be left."""
+    """Delay Ctrl-C, so that the clean-up is complete."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,5 +1,5 @@
 # Licensed under the Apache License, Version 2.0; see the file LICENSE.
-"""Adds what the parts of a process have counted to the metrics."""
+"""Adds the statistics of a process to the metrics."""
 
 from __future__ import annotations
 
@@ -17,19 +17,18 @@ from cellmw.metrics.definitions import Metrics
 from cellmw.process import Process
 from cellmw.transports.pool import CellTransports
 
-# The label of the cells beyond those that have one of their own, and how many
-# these are where nothing else is said.
+# The shared label of the cells beyond max_cells, and its default.
 OTHER = "_other"
-# Where the cell is not known.
+# The label if the cell is unknown.
 NO_CELL = "_none"
 MAX_CELLS = 200
 
-# Seconds between two looks in the background, for pages of other processes.
+# Seconds between two updates for the pages of other processes.
 INTERVAL = 5.0
 
 
 class _Labels:
-    """The names by which cells are known, not more than so many.
+    """The labels of cells, a limited number.
 
     Names of cells are not unique: cells of one name are counted together.
     """
@@ -40,7 +39,7 @@ class _Labels:
         self._of: dict[str, tuple[str, str]] = {}
 
     def of(self, cell_uuid: str, cell_name: str | None = None) -> str:
-        """The label of a cell; without a name the one that it has."""
+        """The label of a cell; without a name, its last one."""
         text = cell_name or cell_uuid
         known = self._of.get(cell_uuid)
         if known is not None and (cell_name is None or known[0] == text):
@@ -59,7 +58,7 @@ _Key = tuple[Any, tuple[str, ...]]
 
 
 class Recorder:
-    """Brings the metrics of this process up to date.  Thread-safe.
+    """Updates the metrics of this process.  Thread-safe.
 
     :param max_cells: most cells with a label of their own
     """
@@ -68,21 +67,21 @@ class Recorder:
         self.metrics = Metrics()
         self._labels = _Labels(max_cells)
         self._lock = threading.Lock()
-        # What each source has counted up to, and what now tells of; a source
-        # of which nothing is told any more is forgotten.
+        # The last value of each source, and the values of this update.  A
+        # source without a value in an update is dropped.
         self._counted: dict[tuple[str, _Key], float] = {}
         self._counts: dict[tuple[str, _Key], float] = {}
         self._observed: dict[tuple[str, _Key], Durations] = {}
         self._durations: dict[tuple[str, _Key], Durations] = {}
-        # What has been added, by runtime and metric.
+        # The sums added so far, by runtime and metric.
         self._added: dict[tuple[int, Any], float] = {}
-        # Gauges that are not 0; one of which nothing is told becomes so.
+        # Gauges with a value.  A gauge without one in an update becomes 0.
         self._shown: dict[_Key, float] = {}
         self._gauges: dict[_Key, float] = {}
         self._recorded_at: float | None = None
 
     def record(self) -> None:
-        """Add what has been counted since the last time."""
+        """Add the changes since the last update."""
         with self._lock:
             self._gauges = dict.fromkeys(self._shown, 0.0)
             self._counts, self._durations = {}, {}
@@ -101,15 +100,15 @@ class Recorder:
             self._recorded_at = time.monotonic()
 
     def record_now_and_then(self) -> None:
-        """The same, unless it was done a moment ago."""
+        """Update unless the last update is recent."""
         at = self._recorded_at
         if at is None or time.monotonic() - at >= INTERVAL:
             self.record()
 
     def _record_cells(self, process: Process) -> None:
         metrics = self.metrics
-        # The pool first: a cell that has a transport has a guard, which
-        # knows its name.
+        # The pool first: the guard of each cell with a transport then exists
+        # and knows the name of the cell.
         pool = process.pool.stats()
         for stats in process.guards.stats():
             cell = self._labels.of(stats.cell_uuid, stats.cell_name)
@@ -141,8 +140,8 @@ class Recorder:
             for of_cell, count in self._counts_of(transports):
                 added = self._count(source, of_cell, count, cell)
                 self._note_added(process, of_cell, added)
-        # The pool forgets the numbers of cells not used for long, and not in
-        # its total: so what no cell has told of is there.
+        # The pool drops the counts of cells that are long unused, but keeps
+        # them in its total.  The difference goes to the shared label.
         for of_all, count in self._counts_of(pool.total):
             self._count_rest(process, of_all, count)
 
@@ -247,7 +246,7 @@ class Recorder:
         durations: Durations,
         *labels: str,
     ) -> None:
-        """Add durations that have been put into classes already.
+        """Add durations that are already in buckets.
 
         prometheus_client's public way takes one duration at a time.
         """
@@ -273,7 +272,7 @@ def _child(key: _Key) -> Any:
 
 
 def _processes() -> Iterator[Process]:
-    """What is alive in this process.  Makes nothing."""
+    """The live runtimes of this process."""
     for found in runtime.registry():
         process = found.current
         if process is not None and process.pid == os.getpid():

@@ -206,8 +206,8 @@ class Client:
     def close(self) -> None:
         """Close the connections of sending and calling.
 
-        Those who wait for a reply, or are held by a broker that is down,
-        fail at once.  May be called twice.
+        Callers that wait for a reply or for the broker fail at once.  May be
+        called twice.
         """
         state = self._state
         with state.lock:
