@@ -879,6 +879,7 @@ def test_a_503_for_a_failed_lookup_leaves_a_trace(
     runtimes: runtime.Registry,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.WARNING)
     made = service(database=out_of_reach)
     for _ in range(2):
         is_a_fault(made.get(INSTANCE))

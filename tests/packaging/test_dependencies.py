@@ -73,6 +73,23 @@ def test_every_dependency_has_a_lower_bound_and_no_upper_one() -> None:
         assert re.fullmatch(r"[\w.-]+(\[\w+\])?>=[\d.]+", requirement)
 
 
+def test_the_oldest_versions_are_those_that_are_tried() -> None:
+    lines = (ROOT / "tests" / "lowest.txt").read_text("utf-8").splitlines()
+    tried = dict(line.split("==") for line in lines if line[0] != "#")
+    extras = PROJECT["optional-dependencies"]
+    requirements = itertools.chain(
+        PROJECT["dependencies"], *(extras[e] for e in tried_extras())
+    )
+    for requirement in requirements:
+        name, bound = requirement.split(">=")
+        assert f"{tried[name]}.".startswith(f"{bound}."), name
+
+
+def tried_extras() -> list[str]:
+    """Those of users; the rest is for the tests."""
+    return ["mysql", "postgresql", "metrics"]
+
+
 def test_the_readme_has_the_two_command_lines() -> None:
     readme = (ROOT / "README.md").read_text("utf-8").splitlines()
     venv = "python3 -m venv .venv && .venv/bin/pip install"

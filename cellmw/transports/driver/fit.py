@@ -24,7 +24,7 @@ from oslo_messaging._drivers import amqpdriver, common, impl_rabbit, pool
 
 # First and last minor version of each library.
 _TRIED = {
-    "oslo.messaging": ((18, 3), (18, 3)),
+    "oslo.messaging": ((17, 1), (18, 3)),
     "kombu": ((5, 4), (5, 7)),
     "amqp": ((5, 2), (5, 4)),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import builtins
 import functools
+import importlib.metadata
 import logging
 import threading
 from collections.abc import Callable
@@ -20,13 +21,16 @@ from cellmw.exceptions import ConfigurationError
 
 MYSQL = "mysql+pymysql://u:Zpw@h/nova_api"
 POSTGRESQL = "postgresql+psycopg2://u:Zpw@h/nova_api"
+_SQLALCHEMY = importlib.metadata.version("SQLAlchemy")
+
 TLS = {
     "mysql+pymysql": ["ssl_mode=REQUIRED", "ssl=true", "sslmode=require"],
     "mariadb+pymysql": ["ssl_mode=REQUIRED", "ssl=true"],
     "postgresql+psycopg2": ["ssl_mode=require", "ssl=true", "sslmode=ON"],
     "postgresql+psycopg": ["ssl_mode=require", "ssl=true", "sslmode=ON"],
     "postgresql+pg8000": ["sslmode=require", "ssl=true"],
-    "sqlite": ["ssl=true", "timeout=Zpw"],
+    # SQLAlchemy 2.0 drops what SQLite does not take; 2.1 hands it on.
+    "sqlite": ["timeout=Zpw", *(["ssl=true"] * (_SQLALCHEMY >= "2.1"))],
 }
 FINE = {
     "mysql+pymysql": [

@@ -146,8 +146,10 @@ def test_a_private_configuration_can_send(conf: cfg.ConfigOpts) -> None:
     private([], project="cellmw-test", default_config_files=[])
     oslo.prepare(private)
     oslo.prepare(private)
+    # Private, because oslo.messaging 17 has only one of these groups.
     for group in oslo._GLOBAL_ONLY_GROUPS:
-        assert getattr(private, group)
+        if group in cfg.CONF:
+            assert getattr(private, group)
     assert private.rpc_response_timeout == 60
     transport = oslo_messaging.get_rpc_transport(
         private, "cellmw-memory://h/v"
