@@ -77,7 +77,7 @@ class Job:
         self.thread_id = threading.get_ident()
         try:
             # None only once it has run.
-            self.result = function(*args)  # type: ignore[misc]
+            self.result = function(*args)  # type: ignore[misc]  # see above
         except BaseException as error:
             self.error = error
         finally:

@@ -67,7 +67,7 @@ class Patterns(types.ConfigType):
         return type(self) is type(other)
 
     # Python's way to make a class unhashable.
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # as Python has it
 
 
 class Key(types.String):

@@ -283,7 +283,7 @@ class Pool:
         entries = self._entries
         with self._lock:
             # Not get(): nothing is called here.
-            entry = entries[generation] if generation in entries else None  # noqa: SIM401
+            entry = entries[generation] if generation in entries else None  # noqa: SIM401  # slower
             if entry is None or entry.transport is None:
                 return None
             entry.leases += 1

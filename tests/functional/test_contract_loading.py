@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from oslo_concurrency import lockutils
 from oslo_config import cfg
 from paste import deploy
 
@@ -703,6 +704,7 @@ def test_a_queue_manager_without_a_place_for_its_locks_stops_the_load(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("OSLO_LOCK_PATH", raising=False)
+    lockutils.set_defaults(None)  # another filter has set it for the process
     file = write(
         tmp_path / "service.conf",
         database_section(known.url),
