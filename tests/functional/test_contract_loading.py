@@ -704,7 +704,7 @@ def test_a_queue_manager_without_a_place_for_its_locks_stops_the_load(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("OSLO_LOCK_PATH", raising=False)
-    lockutils.set_defaults(None)  # another filter has set it for the process
+    lockutils.set_defaults("")  # another filter has set it for the process
     file = write(
         tmp_path / "service.conf",
         database_section(known.url),
