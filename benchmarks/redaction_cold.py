@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import uuid
+from unittest import mock
 
 from oslo_config import cfg
 
@@ -48,7 +49,8 @@ def rows_of(number: int, *, odd: bool) -> list[CellMapping]:
 def run(number: int, *, odd: bool) -> None:
     rows = rows_of(number, odd=odd)
     # The store's query is the database's time, not ours.
-    store.Store.cells = lambda self: rows  # type: ignore[method-assign]  # see above
+    patch = mock.patch.object(store.Store, "cells", return_value=rows)
+    patch.start()
     conf = cfg.ConfigOpts()
     conf([], project="cellmw-benchmark", default_config_files=[])
     oslo.prepare(conf)

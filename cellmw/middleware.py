@@ -128,7 +128,7 @@ class CellMW:
         if process is None or process.pid != os.getpid():
             process = runtime.process()
         # Not get(), which is one more call in the way of each request.
-        request_id = environ[_ID] if _ID in environ else None  # noqa: SIM401  # slower
+        request_id = environ[_ID] if _ID in environ else None  # noqa: SIM401  # get() costs a call
         if uuid is None:
             return Handle(process, _AMBIGUOUS, request_id), None, None
         identity = environ.get("HTTP_X_IDENTITY_STATUS", "Confirmed")

@@ -76,8 +76,8 @@ class Job:
         self._function, self._args = None, ()
         self.thread_id = threading.get_ident()
         try:
-            # None only once it has run.
-            self.result = function(*args)  # type: ignore[misc]  # see above
+            assert function is not None, "a job runs once"
+            self.result = function(*args)
         except BaseException as error:
             self.error = error
         finally:

@@ -100,10 +100,10 @@ class NoThreads(Workers):
 class Database:
     """A source that is a few dicts, and records what it is asked.
 
-    :ivar asked: ``"cells"`` or the instance's UUID, for each query
-    :ivar error: raised for each query, while it is set
-    :ivar before: called with what is asked before it is looked up
-    :ivar after: the same, with the answer at hand but not yet given
+    :ivar asked: one entry for each query: ``"cells"`` or an instance's UUID
+    :ivar error: each query raises it, while it is set
+    :ivar before: called with that entry before the query looks it up
+    :ivar after: called with that entry before the query returns its answer
     """
 
     def __init__(self) -> None:

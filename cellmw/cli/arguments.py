@@ -84,8 +84,8 @@ def report_errors_on_one_line(parser: argparse.ArgumentParser) -> None:
         complain(sys.stderr, message)
         parser.exit(2)
 
-    # argparse looks the method up on the instance.
-    parser.error = error  # type: ignore[method-assign,assignment]  # see above
+    # cliff makes the parser, so there is no class to derive.
+    parser.error = error  # type: ignore[method-assign,assignment]  # of this parser alone
 
 
 def uuid(text: str) -> str:

@@ -28,7 +28,7 @@ class _Server(socketserver.ThreadingMixIn, simple_server.WSGIServer):
 
 class _Handler(simple_server.WSGIRequestHandler):
     # The base class calls it so.
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # its name
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # the base class names it so
         """Say nothing; the demo tells what it wants to tell."""
 
 

@@ -78,12 +78,12 @@ COUNTERS = (
     ),
     Definition(
         "transports_over_limit",
-        "Transports opened beyond the limit, for one request.",
+        "Transports opened for one request because the cache was full.",
         ("cell",),
     ),
     Definition(
         "transport_refusals",
-        "Messages refused for want of room for a transport.",
+        "Messages refused because the cache of transports was full.",
         ("cell",),
     ),
     Definition("lookups", "Lookups of instances' cells.", ("source",)),
@@ -97,7 +97,7 @@ COUNTERS = (
 
 GAUGES = (
     Definition(
-        "cell_down", "Processes that take the cell as down.", ("cell",)
+        "cell_down", "Processes in which the cell is marked down.", ("cell",)
     ),
     Definition("sends_under_way", "Messages being delivered.", ("cell",)),
     Definition(

@@ -66,8 +66,8 @@ class Patterns(types.ConfigType):
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other)
 
-    # Python's way to make a class unhashable.
-    __hash__ = None  # type: ignore[assignment]  # as Python has it
+    def __hash__(self) -> int:
+        return hash(type(self))
 
 
 class Key(types.String):

@@ -56,7 +56,7 @@ class Shown:
         self._tidy = tidy
 
     # For filters that call isinstance().
-    @property  # type: ignore[misc]  # it is read only
+    @property  # type: ignore[misc]  # object has a writable one
     def __class__(self) -> type:
         kind: Any = type(self._shown)
         return Shown if _is_opened(kind) else kind

@@ -88,7 +88,7 @@ class StuckThreads:
 
 
 class _Waiter:
-    """A message in line."""
+    """A message in the queue."""
 
     __slots__ = ("admission", "turn")
 
@@ -121,10 +121,10 @@ class Guard:
         "_era",
         "_failed",
         "_failures",
-        "_line",
         "_lock",
         "_max_sends",
         "_next_trial",
+        "_queue",
         "_refused_busy",
         "_refused_down",
         "_sent",
@@ -160,9 +160,9 @@ class Guard:
         self._lock = threading.Lock()
         self._under_way = 0
         self._stuck = 0
-        # In the order of their coming.  As long as somebody is in it, all
-        # places are taken: a place that becomes free is handed over.
-        self._line: collections.deque[_Waiter] = collections.deque()
+        # The first to come is the first to get a place.  While a message
+        # waits, all places are taken: one that becomes free is handed over.
+        self._queue: collections.deque[_Waiter] = collections.deque()
         self._failures = 0
         self._down = False
         self._trial = False
@@ -185,10 +185,10 @@ class Guard:
         Whoever gets one gives it back with :meth:`leave`, and says with
         :meth:`report` how it went, each once.
 
-        Does not block but to wait in line.  Nobody waits for a cell that is
-        marked down: who is in line when that happens is refused then.
+        Blocks only while all places are taken.  A cell that is marked down
+        has no queue: the messages that wait at that moment are refused.
 
-        :param timeout: the longest to wait in line, in seconds
+        :param timeout: the longest to wait in the queue, in seconds
         :returns: what :meth:`report` wants to have
         :raises CellUnavailable: the cell is marked down
         :raises CellBusy: no place became free in time
@@ -224,9 +224,9 @@ class Guard:
                 return self._era
             else:
                 waiter = _Waiter()
-                self._line.append(waiter)
+                self._queue.append(waiter)
         if waiter is not None:
-            return self._wait_in_line(waiter, timeout)
+            return self._wait_in_queue(waiter, timeout)
         if left:
             raise self._unavailable(left)
         raise self._busy(
@@ -255,24 +255,24 @@ class Guard:
         self._trial = True
         return self._era
 
-    def _wait_in_line(self, waiter: _Waiter, timeout: float) -> int:
+    def _wait_in_queue(self, waiter: _Waiter, timeout: float) -> int:
         try:
             in_time = waiter.turn.acquire(timeout=max(0.0, timeout))
         except BaseException:
-            if not self._leave_line(waiter) and waiter.admission is not None:
+            if not self._leave_queue(waiter) and waiter.admission is not None:
                 self.leave()
             raise
-        if not in_time and self._leave_line(waiter):
+        if not in_time and self._leave_queue(waiter):
             raise self._busy(f"{self._max_sends} messages are under way there")
         if waiter.admission is None:
             raise self._unavailable(self._breaker_reset_after)
         return waiter.admission
 
-    def _leave_line(self, waiter: _Waiter) -> bool:
+    def _leave_queue(self, waiter: _Waiter) -> bool:
         """Give up waiting; if that is False, it was its turn just now."""
         with self._lock:
             try:
-                self._line.remove(waiter)
+                self._queue.remove(waiter)
             except ValueError:
                 return False
             self._refused_busy += 1
@@ -304,8 +304,8 @@ class Guard:
             if stuck:
                 self._stuck -= 1
                 self._stuck_threads.add(-1)
-            if self._line:
-                waiter = self._line.popleft()
+            if self._queue:
+                waiter = self._queue.popleft()
                 waiter.admission = self._era
             else:
                 self._under_way -= 1
@@ -325,7 +325,7 @@ class Guard:
         cell is healthy and nobody waits.
         """
         with self._lock:
-            quick = not (self._down or self._failures or self._line)
+            quick = not (self._down or self._failures or self._queue)
             if quick:
                 self._sent += 1
                 self._under_way -= 1
@@ -369,7 +369,7 @@ class Guard:
             if admission == self._era and (self._failures or not delivered):
                 change = self._judge(delivered, now)
                 if change:
-                    refused = self._empty_line()
+                    refused = self._empty_queue()
             if self._down and not delivered:
                 left = self._next_trial - now
         if seconds is not None:
@@ -417,9 +417,9 @@ class Guard:
         self._next_trial = now + self._breaker_reset_after
         return True
 
-    def _empty_line(self) -> list[_Waiter]:
-        refused = list(self._line)
-        self._line.clear()
+    def _empty_queue(self) -> list[_Waiter]:
+        refused = list(self._queue)
+        self._queue.clear()
         self._refused_down += len(refused)
         return refused
 
@@ -470,7 +470,7 @@ class Guard:
                 down=self._down,
                 failures=self._failures,
                 under_way=self._under_way,
-                waiting=len(self._line),
+                waiting=len(self._queue),
                 stuck=self._stuck,
                 retry_after=max(0.0, left),
                 sent=self._sent,

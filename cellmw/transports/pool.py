@@ -282,8 +282,7 @@ class Pool:
         """
         entries = self._entries
         with self._lock:
-            # Not get(): nothing is called here.
-            entry = entries[generation] if generation in entries else None  # noqa: SIM401  # slower
+            entry = entries[generation] if generation in entries else None  # noqa: SIM401  # get() costs a call
             if entry is None or entry.transport is None:
                 return None
             entry.leases += 1

@@ -27,9 +27,8 @@ HANGING, HEALTHY = 50, 5
 REQUESTS = 64
 STUCK = 80
 SECONDS = 6.0
-# Those that ask the API database, and one for each request that has given up
-# and whose transport is being closed.
-OTHERS = 8 + REQUESTS
+# Those that ask the API database and close transports, among others.
+OTHERS = 40
 
 
 @dataclasses.dataclass(frozen=True)

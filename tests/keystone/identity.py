@@ -107,7 +107,7 @@ class Keystone:
         while not servers.answers("127.0.0.1", port):
             assert process.poll() is None, output_file.read_text()
             assert time.monotonic() < deadline
-            time.sleep(0.1)
+            time.sleep(0.1)  # another process: nothing tells when it listens
         return process
 
     def login(self, **options: Any) -> v3.Password:
@@ -167,7 +167,7 @@ class Keystone:
             )
             if found.status_code == 404:
                 return token
-            time.sleep(0.2)
+            time.sleep(0.2)  # it expires by the clock of Keystone's process
         raise AssertionError("the token does not expire")
 
     def close(self) -> None:

@@ -37,7 +37,7 @@ class Step:
     """One element of a pipeline.
 
     :ivar name: as the pipeline names it
-    :ivar factory: what it is made with; None: there is no such section
+    :ivar factory: what makes it; None: the file has no such section
     :ivar ours: whether it is this package's filter
     """
 
@@ -95,7 +95,7 @@ class PasteFile:
     def pipelines(self) -> Iterator[Pipeline]:
         """Each pipeline, and each list of filters in a composite.
 
-        One that is the end of another is told of there.
+        A pipeline at the end of another one is part of that one.
 
         :raises Unreadable: a value cannot be read
         """

@@ -169,8 +169,8 @@ def context_key(
             check,
             f"it is {key}, but no filter before ours seems to make a "
             "context, so ours makes one and keeps it there",
-            "put the filter behind the one that makes the context, or take "
-            "the line context_key out if there is none",
+            "put the filter behind the one that makes the context; if no "
+            "filter makes one, remove the line context_key",
         )
 
 

@@ -51,11 +51,11 @@ def known_cells(
 ) -> list[CellMapping] | None:
     """All cell mappings; None: they cannot be read."""
     if "engine" not in vars(configuration):
-        return None  # the database has let nobody in: wait no second time
+        return None  # the database refused before: do not wait again
     try:
         return configuration.cells()
     except Exception:
-        return None  # why, the check of the database tells
+        return None  # the check of the database reports why
 
 
 def _told(configuration: base.Configuration, error: Exception) -> str:

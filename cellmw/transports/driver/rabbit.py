@@ -181,7 +181,7 @@ class NotReady(Exception):
     """A connection cannot be used at once."""
 
 
-class _Lock(_thread.RLock):  # type: ignore[misc]  # it may be derived from
+class _Lock(_thread.RLock):  # type: ignore[misc]  # final in typeshed only
     """In place of the driver's lock: can be tried, and taken again.
 
     The driver's prefers the heartbeat's thread.  Here that needs no
@@ -305,7 +305,10 @@ class Connection(impl_rabbit.Connection):
         return wire is None or bool(wire.transport.connected)
 
     def _can_go_on(self, wire: Wire) -> bool:
-        """Read what has arrived; whether it is still open then."""
+        """Read what has arrived, and look whether the connection is open.
+
+        :returns: whether it is, after that
+        """
         if not wire.is_open:
             return False
         try:

@@ -925,8 +925,7 @@ class Slow(Held):
         self.directory = make(database, workers=self, clock=clock, **settings)
         queries = self.directory._queries
         self.wait = queries.wait
-        # For this one object.
-        queries.wait = self.wait_by_the_clock  # type: ignore[method-assign]
+        queries.wait = self.wait_by_the_clock  # type: ignore[method-assign]  # of this object alone
 
     def start(self, job: Any) -> None:
         super().start(job)

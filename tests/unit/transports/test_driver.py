@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import amqp.exceptions
@@ -358,8 +358,29 @@ def pool(broker: Broker) -> Any:
         conf=None, url=None, _max_size=3, _min_size=1, _item_ttl=PATIENCE
     )
     made = ConnectionPool(like, run)
+    # Private: nothing outside tells that a thread waits for a connection.
+    made._cond = Turnstile()
     made.connection_cls = broker.open
     return made
+
+
+class Turnstile(threading.Condition):
+    """A condition that tells each time when a thread begins to wait.
+
+    It has the lock then, so whoever takes the lock afterwards finds that
+    thread waiting.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._entered = threading.Semaphore(0)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self._entered.release()
+        return super().wait(timeout)
+
+    def await_one(self) -> None:
+        assert self._entered.acquire(timeout=PATIENCE)
 
 
 def run(function: Any) -> bool:
@@ -367,26 +388,41 @@ def run(function: Any) -> bool:
     return True
 
 
-def test_a_full_pool_is_waited_for_in_turn(pool: Any, broker: Broker) -> None:
+def queue_for(
+    pool: Any, held: Connection, take: Callable[[], Connection]
+) -> list[int]:
+    """Let four threads wait for a connection; the order in which they got it.
+
+    :param held: the pool's only connection, which is given back
+    :param take: takes one, for a message
+    """
     got: list[int] = []
+
+    def wait(number: int) -> None:
+        connection = take()
+        got.append(number)
+        pool.put(connection)
+
+    with Threads() as threads:
+        for number in range(4):
+            threads.start(wait, number)
+            pool._cond.await_one()
+        pool.put(held)
+        threads.join()
+    return got
+
+
+def test_a_full_pool_is_waited_for_in_turn(pool: Any, broker: Broker) -> None:
     pool._max_size = 1
     with Message() as message:
         held = pool.get()
 
-    def take(number: int) -> None:
+    def take() -> Connection:
         with Message():
-            connection = pool.get()
-            got.append(number)
-            pool.put(connection)
+            connection: Connection = pool.get()
+            return connection
 
-    with Threads() as threads:
-        for number in range(4):
-            threads.start(take, number)
-            while pool._waiting <= number:
-                time.sleep(0.001)
-        pool.put(held)
-        threads.join()
-    assert got == [0, 1, 2, 3]
+    assert queue_for(pool, held, take) == [0, 1, 2, 3]
     assert len(broker.opened) == 1
     assert message.verdict is None
 
@@ -440,22 +476,14 @@ def test_a_full_pool_is_waited_for_to_reserve_from_it(pool: Any) -> None:
         assert not pool.reserve(message)  # it may be opened
         assert pool._current_size == 0
         held = pool.get()
-    got: list[int] = []
 
-    def take(number: int) -> None:
+    def take() -> Connection:
         with Message() as message:
             assert pool.reserve(message)
-            got.append(number)
-            pool.put(pool.get())
+            connection: Connection = pool.get()
+            return connection
 
-    with Threads() as threads:
-        for number in range(4):
-            threads.start(take, number)
-            while pool._waiting <= number:
-                time.sleep(0.001)
-        pool.put(held)
-        threads.join()
-    assert got == [0, 1, 2, 3]
+    assert queue_for(pool, held, take) == [0, 1, 2, 3]
     held = pool.get()
     with Message(0.05) as message:
         with pytest.raises(NoConnectionFree, match="all 1"):
@@ -541,7 +569,7 @@ def test_a_connection_in_use_by_its_heartbeat_is_not_ready() -> None:
             connection.take(message, wait=False)
 
 
-class Interrupted(rabbit._Lock):  # type: ignore[misc]  # it can be
+class Interrupted(rabbit._Lock):  # type: ignore[misc]  # final in typeshed only
     """A signal's handler raises as soon as the lock has been taken."""
 
     def acquire(self, *args: Any, **kwargs: Any) -> bool:
@@ -617,8 +645,7 @@ def test_where_the_broker_allows_no_more_those_that_work_serve(
                     got.append(pool.get())
 
             threads.start(take)
-            while not pool._waiting:
-                time.sleep(0.001)
+            pool._cond.await_one()
             pool.put(held[0])
             threads.join()
     assert got == [held[0]]

@@ -181,7 +181,7 @@ def test_the_thread_of_the_request_sends_where_all_is_open(
 
 @pytest.mark.parametrize("stack", ["ready"], indirect=True)
 def test_a_worker_sends_where_something_would_be_waited_for(
-    stack: Stack, senders: list[str]
+    stack: Stack, senders: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with stack.handle() as handle:
         cast(handle)
@@ -189,7 +189,7 @@ def test_a_worker_sends_where_something_would_be_waited_for(
     unknown = RequestLease(
         stack.pool, lambda: stack.cells[cell_uuid(1)], lambda: None
     )
-    stack.borrower = lambda of: unknown  # type: ignore[method-assign]
+    monkeypatch.setattr(stack, "borrower", lambda of: unknown)
     with stack.handle() as handle:
         cast(handle)
         cast(handle)
@@ -262,12 +262,12 @@ def test_what_meets_its_deadline_here_is_told_as_it_is(
 
 @pytest.mark.parametrize("stack", ["ready"], indirect=True)
 def test_a_message_of_another_generation_is_sent_by_a_worker(
-    stack: Stack, senders: list[str]
+    stack: Stack, senders: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with stack.handle() as handle:
         cast(handle)
     borrower = stack.borrower(stack.cells[cell_uuid(1)])
-    stack.borrower = lambda of: borrower  # type: ignore[method-assign]
+    monkeypatch.setattr(stack, "borrower", lambda of: borrower)
     real = stack.transports.before_writing
 
     def decide(one: Transport) -> None:
