@@ -63,6 +63,11 @@ class GuardStats:
     calls: Durations
 
 
+# The part of a message's time that sending it needs; a place that becomes free
+# later than that goes to the next message.
+_NEEDED = 0.05
+
+
 class StuckThreads:
     """The threads of a process that do not come back from brokers.
 
@@ -256,6 +261,7 @@ class Guard:
         return self._era
 
     def _wait_in_queue(self, waiter: _Waiter, timeout: float) -> int:
+        enough_until = self._clock() + timeout * (1 - _NEEDED)
         try:
             in_time = waiter.turn.acquire(timeout=max(0.0, timeout))
         except BaseException:
@@ -266,6 +272,13 @@ class Guard:
             raise self._busy(f"{self._max_sends} messages are under way there")
         if waiter.admission is None:
             raise self._unavailable(self._breaker_reset_after)
+        if self._clock() > enough_until:
+            # Its deadline would break off a connection that works, and count
+            # against the cell.
+            self.leave()
+            with self._lock:
+                self._refused_busy += 1
+            raise self._busy("its place became free too late to send")
         return waiter.admission
 
     def _leave_queue(self, waiter: _Waiter) -> bool:

@@ -260,12 +260,13 @@ def test_the_breaker_opens_once_whoever_fails_last() -> None:
 
 def test_a_storm_of_everything_leaves_nothing_behind() -> None:
     ticks = itertools.count()
+    tick = 2.0**-20  # seconds; a sum of ticks is exact
     guard = Guard(
         UUID,
         max_sends=6,
         breaker_failures=3,
-        breaker_reset_after=10,
-        clock=lambda: next(ticks),
+        breaker_reset_after=10 * tick,
+        clock=lambda: next(ticks) * tick,
     )
     inside = Inside()
     counted = [[0, 0, 0, 0, 0] for _ in range(16)]

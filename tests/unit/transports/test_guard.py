@@ -154,6 +154,26 @@ def test_a_place_handed_over_as_the_time_ends_is_taken(
     assert stats.refused_busy == 0
 
 
+def test_a_place_that_leaves_no_time_to_send_goes_to_the_next(
+    guard: Guard, clock: Clock, wait_by: Callable[[Callable[[], bool]], None]
+) -> None:
+    """Else the message's deadline would count against a healthy cell."""
+
+    def hand_over_late() -> bool:
+        clock.now += 9.9
+        guard.leave()
+        return True
+
+    for _ in range(4):
+        guard.admit(0)
+    wait_by(hand_over_late)
+    with pytest.raises(exceptions.CellBusy, match="too late to send"):
+        guard.admit(10)
+    stats = guard.stats()
+    assert (stats.under_way, stats.waiting) == (3, 0)
+    assert (stats.refused_busy, stats.failures) == (1, 0)
+
+
 @pytest.mark.parametrize("handed_over", [False, True])
 def test_who_is_interrupted_in_line_keeps_no_place(
     guard: Guard,
