@@ -44,6 +44,8 @@ class Server:
     :ivar needs: the Python package that it is in; empty for Apache
     :ivar command: its arguments; ``{port}`` and ``{folder}`` are filled in
     :ivar reload: the signal that replaces the workers gracefully
+    :ivar reload_has_gap: whether it answers 503 itself, for a moment, until
+        there are new workers
     :ivar keeps_alive: whether a connection serves several requests
     :ivar ends_requests: whether SIGTERM lets requests under way end
     :ivar recycles: whether workers are replaced after some requests
@@ -56,6 +58,7 @@ class Server:
     needs: str
     command: tuple[str, ...]
     reload: signal.Signals | None = None
+    reload_has_gap: bool = False
     keeps_alive: bool = True
     ends_requests: bool = True
     recycles: bool = False
@@ -190,6 +193,7 @@ SERVERS = (
         "",
         ("apache2", "-f", "{folder}/apache.conf", "-DFOREGROUND"),
         reload=signal.SIGUSR1,
+        reload_has_gap=True,
         ends_requests=False,
         apache=(
             "WSGIDaemonProcess api processes=2 threads=4 "

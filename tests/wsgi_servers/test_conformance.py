@@ -89,6 +89,8 @@ class Site:
         found: dict[int, dict[str, int]] = {}
         for _ in range(60):
             status, body = self.get("stats")
+            if status == 503 and self.server.reload_has_gap:
+                raise ConnectionError("there is no worker")
             assert status == 200, self.running.output()
             answer = json.loads(body)
             found[answer["pid"]] = answer
